@@ -1,0 +1,62 @@
+"""Every error that a user can meet, as one tree.
+
+    SteersmanError (ValueError)
+    ├── ConfigError      a recipe or a flag is wrong: names the key and the nearest valid one
+    ├── DataError        a record is wrong: names file, line and remedy
+    ├── LabelError       an attribute name or value lies outside the schema
+    ├── TokenizerError   the tokenizer cannot do what the template needs
+    ├── ModelError       a model folder is absent, half-written or of the wrong kind
+    ├── OutputError      a result cannot be written: path exists, no space
+    ├── NonFiniteError   a loss or gradient is NaN or infinite
+    └── RemoteError      a server answered with an error, or not at all
+
+The command line prints the message alone and exits with status 1 (2 for `ConfigError`): a message says what
+is wrong, where, and what to do about it. Anything else that escapes is a bug and shows its traceback.
+"""
+
+from pathlib import Path
+
+
+class SteersmanError(ValueError):
+    """Base of all errors that are the user's to mend."""
+
+
+class ConfigError(SteersmanError):
+    """A recipe, an override or a flag is wrong."""
+
+
+class DataError(SteersmanError):
+    """A record cannot be used; the message begins with `file:line` where both are known."""
+
+    def __init__(self, message: str, path: str | Path | None = None, line: int | None = None) -> None:
+        self.reason, self.path, self.line = message, path, line
+        place = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
+        super().__init__(place + message)
+
+    def at(self, path: str | Path, line: int) -> "DataError":
+        """The same error, placed at a file and a line (1-based)."""
+        return DataError(self.reason, path, line)
+
+
+class LabelError(SteersmanError):
+    """An attribute or its value lies outside the schema."""
+
+
+class TokenizerError(SteersmanError):
+    """The tokenizer cannot do what the template needs."""
+
+
+class ModelError(SteersmanError):
+    """A model folder is absent, half-written or of the wrong kind."""
+
+
+class OutputError(SteersmanError):
+    """A result cannot be written."""
+
+
+class NonFiniteError(SteersmanError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class RemoteError(SteersmanError):
+    """A server answered with an error, or not at all."""

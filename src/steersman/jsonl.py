@@ -1,0 +1,287 @@
+"""The one on-disk form: JSON lines, typed on reading, written atomically, produced in resumable units.
+
+- `read` streams records of a pydantic type from `.jsonl` or `.jsonl.gz`; a bad line raises `DataError` with
+  `file:line`, or, under `on_error="skip"`, goes to a rejects file and is counted.
+- `writer` makes a file appear whole or not at all.
+- `Journal` splits a long job into units of records by index. A unit is committed whole; a job that was cut continues
+  after its last committed unit and ends with the same bytes as one that was never cut.
+"""
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from steersman.errors import DataError, OutputError
+
+Record = TypeVar("Record", bound=BaseModel)
+Item = TypeVar("Item")
+OnError = Literal["stop", "skip"]
+
+
+def dumps(record: Any) -> bytes:
+    """One line of JSON, newline included; pydantic records in their JSON form."""
+    if isinstance(record, BaseModel):
+        to_json = getattr(record, "to_json", None)
+        record = to_json() if to_json else record.model_dump(by_alias=True)
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def fingerprint(*paths: str | Path) -> str:
+    """SHA-256 of files' contents (folders: of every file below, with its relative path), 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError("no such file or folder", path)
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(str(file.relative_to(path) if path.is_dir() else file.suffix).encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+class Rejects:
+    """Where skipped lines go: counts them and, given a path, keeps them as {"file", "line", "error", "text"}."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.count = 0
+        self.reasons: dict[str, int] = {}
+        self._file: IO[bytes] | None = None
+
+    def add(self, error: DataError, text: bytes) -> None:
+        self.count += 1
+        self.reasons[error.reason] = self.reasons.get(error.reason, 0) + 1
+        if self.path is not None:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("wb")
+            entry = {"file": str(error.path), "line": error.line, "error": error.reason}
+            self._file.write(dumps({**entry, "text": text.decode("utf-8", "replace").rstrip("\n")}))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, bytes) of every line that is not blank.
+
+    Raises:
+        DataError: the file is absent, or a gzip stream is damaged or ends early (names the line reached).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError("is a folder; give a .jsonl or .jsonl.gz file", path)
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise DataError("no such file", path) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"gzip data damaged or cut short after this line ({error}); fetch the file again", path, number + 1
+        ) from None
+
+
+def parse_json(line: bytes) -> dict[str, Any]:
+    """The JSON object on a line; `DataError` (unplaced) when it is none."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"not valid JSON ({error}); mend the line or use --on-error skip") from None
+    if not isinstance(value, dict):
+        raise DataError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error in one line: `conversations.2.from: Field required`."""
+    parts = []
+    for item in error.errors(include_url=False, include_input=False)[:3]:
+        where = ".".join(str(part) for part in item["loc"])
+        parts.append(f"{where}: {item['msg']}" if where else item["msg"])
+    return "; ".join(parts)
+
+
+def parse_each(
+    path: str | Path,
+    parse: Callable[[dict[str, Any]], Item],
+    *,
+    on_error: OnError = "stop",
+    rejects: Rejects | None = None,
+    limit: int | None = None,
+) -> Iterator[tuple[int, Item]]:
+    """(line number, parse(object)) of every line; the one place where a bad line is placed, skipped or fatal.
+
+    `parse` raises `DataError` or pydantic's `ValidationError`. `limit` reads the first so many lines only.
+    """
+    for index, (number, line) in enumerate(read_lines(path)):
+        if limit is not None and index >= limit:
+            return
+        try:
+            try:
+                item = parse(parse_json(line))
+            except ValidationError as error:
+                raise DataError(explain(error)) from None
+        except DataError as error:
+            placed = error.at(path, number)
+            if on_error == "stop":
+                raise placed from None
+            (rejects or Rejects()).add(placed, line)
+            continue
+        yield number, item
+
+
+def read(
+    path: str | Path,
+    record_type: type[Record],
+    *,
+    on_error: OnError = "stop",
+    rejects: Rejects | None = None,
+    limit: int | None = None,
+) -> Iterator[Record]:
+    """Stream the records of a file. See `parse_each` for errors."""
+    parsed = parse_each(path, record_type.model_validate, on_error=on_error, rejects=rejects, limit=limit)
+    return (record for _, record in parsed)
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into `OutputError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"{path}: no space left on the disk; what was committed is safe: free some space and run again"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            raise OutputError(f"{path}: cannot write here ({error.strerror})") from None
+        raise
+
+
+def check_absent(path: str | Path, overwrite: bool = False) -> Path:
+    """The path, when nothing is there or it may be replaced; `OutputError` otherwise."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another path or pass --overwrite")
+    return path
+
+
+@contextlib.contextmanager
+def writer(path: str | Path, *, overwrite: bool = False) -> Iterator[Callable[[Any], None]]:
+    """Yields `write(record)`; the file appears under its name when the block ends well, and not at all otherwise.
+
+    A path ending in .gz is compressed (with no time stamp, so equal records give equal bytes).
+    """
+    path = check_absent(path, overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as raw:
+                stream: Any = (
+                    gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+                )
+                yield lambda record: stream.write(dumps(record))
+                if stream is not raw:
+                    stream.close()
+                raw.flush()
+                os.fsync(raw.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write(path: str | Path, records: Iterable[Any], *, overwrite: bool = False) -> int:
+    """Write all records atomically; returns how many."""
+    count = 0
+    with writer(path, overwrite=overwrite) as put:
+        for record in records:
+            put(record)
+            count += 1
+    return count
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace a small file atomically and durably."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+
+
+class Journal:
+    """A long job in fixed units of records by index, committed whole.
+
+    Units lie in `<output>.partial/` until the last is done, then become `<output>` in one rename. `settings` (anything
+    JSON) and the inputs' fingerprints say what the job is: a journal of another job is refused, not mixed.
+    """
+
+    def __init__(self, output: str | Path, *, unit: int, settings: Any, overwrite: bool = False) -> None:
+        self.output = check_absent(output, overwrite)
+        self.unit = unit
+        self.folder = self.output.with_name(self.output.name + ".partial")
+        self._job = orjson.dumps({"unit": unit, "settings": settings}, option=orjson.OPT_SORT_KEYS)
+        job_file = self.folder / "job.json"
+        if job_file.exists():
+            if job_file.read_bytes() != self._job:
+                raise OutputError(
+                    f"{self.folder} holds the unfinished work of a job with other inputs or settings; "
+                    "finish that one, or delete the folder to start afresh"
+                )
+        else:
+            write_bytes(job_file, self._job)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:08d}.jsonl"
+
+    def done(self, index: int) -> bool:
+        return self._path(index).exists()
+
+    def run(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item]], Iterable[Any]],
+        progress: Callable[[int], Any] | None = None,
+    ) -> Path:
+        """Apply `work` to each unit that is not committed yet, commit it, and join all units into the output."""
+        starts = range(0, len(items), self.unit)
+        for index, start in enumerate(starts):
+            batch = items[start : start + self.unit]
+            if not self.done(index):
+                write_bytes(self._path(index), b"".join(dumps(record) for record in work(batch)))
+            if progress:
+                progress(len(batch))
+        temporary = self.folder / "joined.tmp"
+        with _named_errors(self.output):
+            with temporary.open("wb") as joined:
+                for index in range(len(starts)):
+                    with self._path(index).open("rb") as stream:
+                        shutil.copyfileobj(stream, joined)
+                joined.flush()
+                os.fsync(joined.fileno())
+            os.replace(temporary, self.output)
+            shutil.rmtree(self.folder)
+        return self.output
