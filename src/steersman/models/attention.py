@@ -1,0 +1,141 @@
+"""Attention over one packed row, chosen by the caller.
+
+Every model runs with the attention implementation "steersman" (registered in `transformers`), which hands each layer's
+queries, keys and values to the `AttentionContext` that the caller passed to the forward call:
+
+- training passes `Segments`: several sequences lie one after another in a row, and each attends to itself alone,
+  segment by segment, so no T x T mask is ever built and nothing leaks from one sequence to the next;
+- the generation engine passes its own context, which keeps keys and values of past tokens.
+
+Shapes: H query heads, K key/value heads, T tokens in the row, D head size.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+IMPLEMENTATION = "steersman"
+
+
+class AttentionContext(Protocol):
+    """Computes attention for every layer of one forward call."""
+
+    def attend(
+        self,
+        layer_idx: int,
+        query_1HTD: Tensor,
+        key_1KTD: Tensor,
+        value_1KTD: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """The attention output, 1 x T x H x D. Keys and queries are already rotated."""
+        ...
+
+
+def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
+    """bool[Q, S], True = attended: the queries are the last Q of S positions, each sees itself and the past, and no
+    further back than `window` positions, itself included."""
+    offset = num_keys - num_queries
+    ages_QS = (torch.arange(num_queries, device=device)[:, None] + offset) - torch.arange(num_keys, device=device)
+    return (ages_QS >= 0) if window is None else (ages_QS >= 0) & (ages_QS < window)
+
+
+@lru_cache(maxsize=64)
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    return causal_mask(length, length, window, device)
+
+
+def attention(
+    query_BHQD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax(scaling * q k^T) v with grouped key/value heads, B x H x Q x D; `softcap` c bounds scores as c tanh(s/c)."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query_BHQD, key_BKSD, value_BKSD, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
+        )
+    groups = query_BHQD.shape[1] // key_BKSD.shape[1]
+    key_BHSD, value_BHSD = key_BKSD.repeat_interleave(groups, 1), value_BKSD.repeat_interleave(groups, 1)
+    scores_BHQS = torch.tanh(query_BHQD @ key_BHSD.transpose(2, 3) * (scaling / softcap)) * softcap
+    if is_causal:
+        mask = causal_mask(query_BHQD.shape[2], key_BKSD.shape[2], None, query_BHQD.device)
+    if mask is not None:
+        scores_BHQS = scores_BHQS.masked_fill(~mask, float("-inf"))
+    return scores_BHQS.softmax(-1, dtype=torch.float32).to(value_BHSD.dtype) @ value_BHSD
+
+
+class Segments:
+    """Sequences packed in one row; each attends causally to itself alone.
+
+    Args:
+        starts: cumulative bounds, from 0 to T (N + 1 numbers for N sequences).
+    """
+
+    def __init__(self, starts: Sequence[int] | Tensor) -> None:
+        bounds = starts.tolist() if isinstance(starts, Tensor) else list(starts)
+        self.lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+
+    def attend(
+        self,
+        layer_idx: int,
+        query_1HTD: Tensor,
+        key_1KTD: Tensor,
+        value_1KTD: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        # split, not slices: its backward is one concatenation, where N slices would each fill a whole row.
+        rows = zip(*(tensor.split(self.lengths, dim=2) for tensor in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
+        outputs = []
+        for (query, key, value), length in zip(rows, self.lengths, strict=True):
+            windowed = sliding_window is not None and length > sliding_window
+            mask = _window_mask(length, sliding_window, query.device) if windowed else None  # type: ignore[arg-type]
+            outputs.append(
+                attention(query, key, value, scaling=scaling, mask=mask, is_causal=not windowed, softcap=softcap)
+            )
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    attention_context: AttentionContext | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The seam of `transformers`: see `AttentionInterface`."""
+    if attention_context is None:
+        # A plain forward call, such as `model.generate`: rows of equal length, no packing.
+        assert query.shape[0] == 1, "without an attention_context only a single row is supported"
+        attention_context = Segments([0, query.shape[2]])
+    layer_idx: int = module.layer_idx  # type: ignore[assignment]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = attention_context.attend(
+        layer_idx, query, key, value, scaling=scaling, sliding_window=sliding_window, softcap=softcap
+    )
+    return output, None
+
+
+AttentionInterface.register(IMPLEMENTATION, _forward)

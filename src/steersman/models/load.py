@@ -1,0 +1,281 @@
+"""A model folder (or hub id) -> `LoadedModel`, ready for the packed forward call; and back to a folder.
+
+Only safetensors weights are read: nothing is ever unpickled. A folder without a card (a plain Hugging Face model) is
+addressed by the tokenizer's own chat template when it has one, and by the `extra_id` template in plain text otherwise.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from steersman import card as cards
+from steersman.card import ModelCard, TemplateSpec
+from steersman.errors import ModelError, OutputError
+from steersman.models.adapters import LoraConfig, add_lora
+from steersman.models.attention import IMPLEMENTATION
+from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what is needed to address it.
+
+    Attributes:
+        model: the causal language model, possibly wrapped by peft.
+        encoder: its tokenizer and template.
+        card: how it is addressed.
+        path: folder or hub id that it came from.
+    """
+
+    model: PreTrainedModel | PeftModel
+    encoder: Encoder
+    card: ModelCard
+    path: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def window(self) -> int:
+        """Longest sequence that the model can take, in tokens."""
+        return int(plain_model(self.model).config.max_position_embeddings)
+
+
+def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
+    """Whether bfloat16 matrix products run in hardware: a recent GPU, or a CPU with AVX-512 bf16 or AMX."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def resolve_dtype(precision: Precision, device: torch.device | str = "cpu") -> torch.dtype:
+    """`auto` is bfloat16 where that is fast and float32 elsewhere."""
+    if precision == "auto":
+        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def default_device() -> torch.device:
+    """CUDA when present, the CPU otherwise."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The causal language model itself, with adapters in its layers but without peft's wrapper."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def backbone(model: PreTrainedModel | PeftModel) -> nn.Module:
+    """The part that maps ids i64[1, T] to hidden states [1, T, H] (`.last_hidden_state`), without the head.
+
+    Call it with `input_ids`, `position_ids`, `attention_context` (see `models.attention`) and `use_cache=False`.
+    """
+    return cast(nn.Module, plain_model(model).base_model)
+
+
+def head_weight(model: PreTrainedModel | PeftModel) -> Tensor:
+    """The output embedding [V, H], with trained token rows in place; its gradient reaches whatever is trainable."""
+    head: Any = plain_model(model).get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ModelError("models whose head has a bias are not supported")
+    if hasattr(head, "token_adapter"):  # peft's trainable token rows
+        return cast(Tensor, head.token_adapter.get_merged_weights(head.token_adapter.active_adapters))
+    return cast(Tensor, head.weight)
+
+
+def logit_softcap(model: PreTrainedModel | PeftModel) -> float | None:
+    """c of logits = c tanh(logits / c), where the architecture has it (Gemma 2)."""
+    return getattr(plain_model(model).config, "final_logit_softcapping", None)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise `ModelError` when a local model folder is absent, or was only half written."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"{path}: no such model folder; give a folder, or a Hugging Face id such as org/name")
+    if (folder / "adapter_config.json").exists():
+        if not (folder / "adapter_model.safetensors").exists():
+            raise ModelError(f"{path}: adapter_model.safetensors is missing; was the folder copied completely?")
+        return
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{path}: no config.json; this is not a Hugging Face model folder")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        wanted = set(json.loads(index.read_bytes())["weight_map"].values())
+        missing = sorted(name for name in wanted if not (folder / name).exists())
+        if missing:
+            raise ModelError(f"{path}: weight file {missing[0]} is missing; was the folder copied completely?")
+    elif not (folder / "model.safetensors").exists():
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        hint = "its pickled weights are not read: convert them to safetensors" if pickled else "is it half-written?"
+        raise ModelError(f"{path}: no model.safetensors; {hint}")
+
+
+def _is_local(path: str) -> bool:
+    """Whether a name means a folder: it exists, or it cannot be a hub id (org/name)."""
+    return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def default_template(tokenizer: PreTrainedTokenizerBase) -> TemplateSpec:
+    """How a model without a card is addressed."""
+    bos = tokenizer.bos_token_id is not None
+    if tokenizer.chat_template:
+        return TemplateSpec(kind="chat", control="text", bos=bos)
+    return TemplateSpec(kind="extra_id", control="text", bos=bos)
+
+
+def load_card(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> ModelCard:
+    """The folder's card, or that of a plain model."""
+    if (Path(path) / cards.FILE_NAME).exists():
+        return ModelCard.load(path)
+    return ModelCard(template=default_template(tokenizer))
+
+
+def _load_weights(path: str, dtype: torch.dtype, device: torch.device, vocabulary: int) -> PreTrainedModel | PeftModel:
+    """Weights in `dtype`, with at least `vocabulary` rows in the embeddings."""
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, "use_safetensors": True}
+    try:
+        if (Path(path) / "adapter_config.json").exists():
+            base = json.loads((Path(path) / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+            if _is_local(base):
+                check_folder(base)
+            model = AutoModelForCausalLM.from_pretrained(base, **options)
+            grow_embeddings(model, vocabulary)
+            return PeftModel.from_pretrained(model, path).to(device)
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(path, **options).to(device))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: a file is damaged ({error}); fetch the folder again") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def load_model(
+    path: str | Path,
+    *,
+    precision: Precision = "auto",
+    device: torch.device | None = None,
+    from_scratch_seed: int | None = None,
+) -> LoadedModel:
+    """A model folder or hub id in evaluation mode.
+
+    Args:
+        path: Hugging Face folder or id, or a folder with a LoRA adapter (its base is loaded too).
+        precision: of the weights; `auto` is bfloat16 where that is fast.
+        device: CUDA when present, by default.
+        from_scratch_seed: initialise random weights from the folder's config instead of reading weights.
+
+    Raises:
+        ModelError: absent, half-written, damaged, or pickled.
+    """
+    path = str(path)
+    device = device or default_device()
+    dtype = resolve_dtype(precision, device)
+    if _is_local(path) and from_scratch_seed is None:
+        check_folder(path)
+    tokenizer = load_tokenizer(path)
+    card = load_card(path, tokenizer)
+    if from_scratch_seed is None:
+        model = _load_weights(path, dtype, device, len(tokenizer))
+    else:
+        config = AutoConfig.from_pretrained(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(from_scratch_seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
+        model = model.to(device)
+    return LoadedModel(model.eval(), Encoder(tokenizer, card.template), card, path)
+
+
+def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
+    """Give the embeddings (and an untied head) at least `vocabulary` rows."""
+    if model.get_input_embeddings().weight.shape[0] < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+
+
+@torch.no_grad()
+def _set_rows_to_mean(model: PreTrainedModel, rows: Sequence[int]) -> None:
+    """Start the rows of new tokens, in and out, at the mean of the others."""
+    for embedding in {id(e): e for e in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        weight_VH = embedding.weight
+        others_V = torch.ones(weight_VH.shape[0], dtype=torch.bool)
+        others_V[list(rows)] = False
+        weight_VH[list(rows)] = weight_VH[others_V].mean(0, dtype=torch.float32).to(weight_VH.dtype)
+
+
+def prepare_for_training(loaded: LoadedModel, spec: TemplateSpec, lora: LoraConfig | None = None) -> LoadedModel:
+    """The model made ready to learn a template: missing control tokens added with mean rows, LoRA wrapped around it.
+
+    A model that carries an adapter already keeps it, made trainable (`lora` must then be None).
+    """
+    model, tokenizer = loaded.model, loaded.encoder.tokenizer
+    added = add_control_tokens(tokenizer, spec)
+    if added:
+        new_ids = [int(i) for i in cast(list[int], tokenizer.convert_tokens_to_ids(added))]
+        if isinstance(model, PeftModel):
+            raise ModelError(f"{loaded.path}: an adapter cannot be given new tokens {added}; merge it first")
+        grow_embeddings(model, len(tokenizer))
+        _set_rows_to_mean(model, new_ids)
+    else:
+        new_ids = []
+    if isinstance(model, PeftModel):
+        if lora is not None:
+            raise ModelError(f"{loaded.path} has an adapter already; merge it, or train without the lora section")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name or "trainable_tokens_delta" in name)
+    elif lora is not None:
+        model = add_lora(model, lora, new_ids)
+    card = loaded.card.model_copy(update={"template": spec})
+    return replace(loaded, model=model, encoder=Encoder(tokenizer, spec), card=card)
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's files to the disk before the folder gets its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
+    """Write a normal Hugging Face folder with the card and a chat template that takes `attributes`.
+
+    The folder appears whole or not at all; one that is there already is replaced in the end.
+    """
+    from steersman.text.template import export_chat_template
+
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        loaded.model.save_pretrained(temporary)
+        loaded.encoder.tokenizer.save_pretrained(temporary)
+        template = export_chat_template(loaded.card.template, loaded.encoder.tokenizer, loaded.card.attributes)
+        (temporary / "chat_template.jinja").write_text(template)
+        loaded.card.save(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is to say
+        _sync(temporary)
+        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            os.replace(folder, replaced)
+        os.replace(temporary, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"{folder}: the model could not be saved ({error}); free some space and run again") from None
+    return folder
