@@ -35,7 +35,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int
     peft_config = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.targets,
         **options,

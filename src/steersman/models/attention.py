@@ -10,6 +10,7 @@ queries, keys and values to the `AttentionContext` that the caller passed to the
 Shapes: H query heads, K key/value heads, T tokens in the row, D head size.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -63,7 +64,8 @@ def attention(
     is_causal: bool = False,
     softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scaling * q k^T) v with grouped key/value heads, B x H x Q x D; `softcap` c bounds scores as c tanh(s/c)."""
+    """softmax(scaling * q k^T) v with grouped key/value heads: B x H x Q x D. `softcap` c turns a score s into
+    c tanh(s / c)."""
     if softcap is None:
         return F.scaled_dot_product_attention(
             query_BHQD, key_BKSD, value_BKSD, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
@@ -87,7 +89,7 @@ class Segments:
 
     def __init__(self, starts: Sequence[int] | Tensor) -> None:
         bounds = starts.tolist() if isinstance(starts, Tensor) else list(starts)
-        self.lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        self.lengths = [end - start for start, end in itertools.pairwise(bounds)]
 
     def attend(
         self,
@@ -101,13 +103,14 @@ class Segments:
         softcap: float | None,
     ) -> Tensor:
         # split, not slices: its backward is one concatenation, where N slices would each fill a whole row.
-        rows = zip(*(tensor.split(self.lengths, dim=2) for tensor in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
+        rows = zip(*(torch.split(x, self.lengths, dim=2) for x in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
         outputs = []
         for (query, key, value), length in zip(rows, self.lengths, strict=True):
-            windowed = sliding_window is not None and length > sliding_window
-            mask = _window_mask(length, sliding_window, query.device) if windowed else None  # type: ignore[arg-type]
+            mask = None
+            if sliding_window is not None and length > sliding_window:
+                mask = _window_mask(length, sliding_window, query.device)
             outputs.append(
-                attention(query, key, value, scaling=scaling, mask=mask, is_causal=not windowed, softcap=softcap)
+                attention(query, key, value, scaling=scaling, mask=mask, is_causal=mask is None, softcap=softcap)
             )
         return torch.cat(outputs, dim=2).transpose(1, 2)
 

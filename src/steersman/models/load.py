@@ -46,7 +46,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return cast(torch.device, next(self.model.parameters()).device)
 
     @property
     def window(self) -> int:
@@ -58,9 +58,9 @@ def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
     """Whether bfloat16 matrix products run in hardware: a recent GPU, or a CPU with AVX-512 bf16 or AMX."""
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
 
 
