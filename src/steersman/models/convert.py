@@ -1,5 +1,6 @@
 """Foreign weights -> a Hugging Face folder: `steersman convert`, and an adapter into its base: `steersman merge`."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ from steersman import jsonl
 from steersman.card import FILE_NAME, ModelCard, Parent
 from steersman.errors import ModelError
 from steersman.models.adapters import merge_adapter
-from steersman.models.load import LoadedModel, default_template, load_model, save_model
+from steersman.models.load import LoadedModel, Precision, default_template, load_model, save_model
 from steersman.text.tokenize import Encoder
 
 SAMPLE_MODEL = "sample-model"
@@ -33,11 +34,14 @@ def convert_gguf(source: str | Path, output: str | Path, *, overwrite: bool = Fa
         ModelError: the file is absent, is no GGUF, or its architecture is unknown to `transformers`.
     """
     output = jsonl.check_absent(output, overwrite)
-    spool = output.with_name(f".{output.name}.gguf")
-    if str(source) == SAMPLE_MODEL:
-        spool.mkdir(parents=True, exist_ok=True)
-        source = sample_gguf(spool)
-    source = Path(source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as spool:
+        if str(source) == SAMPLE_MODEL:
+            source = sample_gguf(Path(spool))
+        return save_model(_read_gguf(Path(source)), output)
+
+
+def _read_gguf(source: Path) -> LoadedModel:
     if not source.is_file():
         raise ModelError(f"{source}: no such file; give a .gguf file, or {SAMPLE_MODEL!r}")
     with source.open("rb") as stream:
@@ -56,17 +60,13 @@ def convert_gguf(source: str | Path, output: str | Path, *, overwrite: bool = Fa
     model.hf_quantizer = None  # the weights are dense now; the mark would forbid saving them
     parent = Parent(kind="model", name=source.name, fingerprint=jsonl.fingerprint(source))
     card = ModelCard(template=default_template(tokenizer), parents=(parent,))
-    loaded = LoadedModel(cast(PreTrainedModel, model), Encoder(tokenizer, card.template), card, str(source))
-    save_model(loaded, output)
-    for leftover in spool.glob("*"):
-        leftover.unlink()
-    if spool.exists():
-        spool.rmdir()
-    return output
+    return LoadedModel(cast(PreTrainedModel, model), Encoder(tokenizer, card.template), card, str(source))
 
 
-def merge(source: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
-    """Write the plain model of an adapter folder: base weights with the update added, in their own precision.
+def merge(
+    source: str | Path, output: str | Path, *, precision: Precision = "auto", overwrite: bool = False
+) -> Path:
+    """Write the plain model of an adapter folder: base weights with the update added, written in `precision`.
 
     Raises:
         ModelError: the folder holds no adapter.
@@ -74,7 +74,7 @@ def merge(source: str | Path, output: str | Path, *, overwrite: bool = False) ->
     output = jsonl.check_absent(output, overwrite)
     if not (Path(source) / "adapter_config.json").exists():
         raise ModelError(f"{source}: no adapter_config.json; there is nothing to merge")
-    loaded = load_model(source, precision="auto")
+    loaded = load_model(source, precision=precision)
     parent = Parent(kind="model", name=Path(source).name, fingerprint=jsonl.fingerprint(Path(source) / FILE_NAME))
     card = loaded.card.model_copy(update={"parents": (*loaded.card.parents, parent)})
     return save_model(replace(loaded, model=merge_adapter(loaded.model), card=card), output)
