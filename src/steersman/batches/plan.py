@@ -1,0 +1,109 @@
+"""Which sequences a training step has: a pure function of (seed, step), whatever the number of processes.
+
+In: lengths of each data set's sequences, its weight, a `BatchConfig`. Out: for each step, the (data set, sequence) pairs
+it trains on. Steps are counted by going through lengths alone, so a resumed run needs nothing but its step number.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from steersman import randomness
+from steersman.config import Config
+
+
+class BatchConfig(Config):
+    """How much one optimiser step takes; exactly one of `sequences` and `tokens`.
+
+    Attributes:
+        sequences: whole sequences a step (NeMo's global_batch_size).
+        tokens: input tokens a step: as many whole sequences as fit, at least one.
+        micro_tokens: most input tokens of one forward pass; at least the sequence length.
+    """
+
+    sequences: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    micro_tokens: int = Field(default=2048, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "BatchConfig":
+        if (self.sequences is None) == (self.tokens is None):
+            raise ValueError("give exactly one of sequences and tokens")
+        return self
+
+
+class Draw(NamedTuple):
+    """One sequence of the plan: its data set, and its place there."""
+
+    dataset: int
+    sequence: int
+
+
+def mix(sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> Iterator[Draw]:
+    """An endless mixture of data sets, each passed through in a fresh random order every time it is used up.
+
+    Every draw goes to the data set that lags most behind its share, so proportions hold at every moment to within one
+    draw, and with no weights given (shares by size) each run of `sum(sizes)` draws has every sequence once.
+
+    Args:
+        sizes: of the data sets, all above 0.
+        weights: share of each data set, in any unit; by size when None.
+        seed: of the orders.
+    """
+    shares = np.asarray(sizes if weights is None else weights, np.float64)
+    shares = shares / shares.sum()
+    orders = [_endless_order(size, seed, dataset) for dataset, size in enumerate(sizes)]
+    num_drawn = np.zeros(len(sizes), np.int64)
+    for num_draws in itertools.count(1):
+        dataset = int(np.argmax(shares * num_draws - num_drawn))
+        num_drawn[dataset] += 1
+        yield Draw(dataset, next(orders[dataset]))
+
+
+def _endless_order(size: int, seed: int, dataset: int) -> Iterator[int]:
+    for epoch in itertools.count():
+        order = list(range(size))
+        randomness.stream(seed, "order", dataset, epoch).shuffle(order)
+        yield from order
+
+
+def plan_steps(
+    lengths: Sequence[npt.NDArray[np.integer[Any]]],
+    weights: Sequence[float] | None,
+    batch: BatchConfig,
+    seed: int,
+    epochs: int | None = None,
+) -> Iterator[list[Draw]]:
+    """The draws of each step from the first on: endless, or `epochs` times as many draws as there are sequences."""
+    sizes = [len(dataset) for dataset in lengths]
+    draws = itertools.islice(mix(sizes, weights, seed), epochs * sum(sizes) if epochs is not None else None)
+    if batch.sequences is not None:
+        while step := list(itertools.islice(draws, batch.sequences)):
+            yield step
+        return
+    assert batch.tokens is not None
+    step, num_tokens = [], 0
+    for draw in draws:
+        length = int(lengths[draw.dataset][draw.sequence])
+        if step and num_tokens + length > batch.tokens:
+            yield step
+            step, num_tokens = [], 0
+        step.append(draw)
+        num_tokens += length
+    yield step
+
+
+def share(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Indices of a step's sequences by rank, with nearly equal numbers of tokens: the longest first, each to the rank
+    that has least. Within a rank the order is kept."""
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        rank = loads.index(min(loads))
+        shares[rank].append(index)
+        loads[rank] += lengths[index]
+    return [sorted(indices) for indices in shares]
