@@ -113,6 +113,8 @@ class AttributeSchema(BaseModel):
         if language is not None:
             if not self.language:
                 raise LabelError(f"this schema writes no language, but lang:{language} was asked for")
+            if not _LANGUAGE.fullmatch(language):
+                raise LabelError(f"a language is a code such as en or pt-BR, not {language!r}")
             parts.append(f"{LANGUAGE_KEY}:{language}")
         return ",".join(parts)
 
@@ -128,7 +130,7 @@ class AttributeSchema(BaseModel):
             name, colon, value = piece.partition(":")
             if name == LANGUAGE_KEY and self.language and index == len(pieces) - 1 and _LANGUAGE.fullmatch(value):
                 continue
-            if not colon or not re.fullmatch(r"-?[0-9]+", value):
+            if not colon or not re.fullmatch(r"-?[0-9]{1,9}", value):
                 raise LabelError(f"label {label!r}: expected name:value joined by commas, found {piece!r}")
             if name in values:
                 raise LabelError(f"label {label!r}: {name} is given twice")

@@ -87,9 +87,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         if not equals or not key:
             raise ConfigError(f"override {override!r}: write key=value, such as optim.lr=5e-6")
     try:
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        loaded.merge_with_dotlist(list(overrides))
+        plain = OmegaConf.to_container(loaded, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import itertools
 import os
 import shutil
 import zlib
@@ -129,11 +130,11 @@ def parse_each(
 ) -> Iterator[tuple[int, Item]]:
     """(line number, parse(object)) of every line; the one place where a bad line is placed, skipped or fatal.
 
-    `parse` raises `DataError` or pydantic's `ValidationError`. `limit` reads the first so many lines only.
+    `parse` raises `DataError` or pydantic's `ValidationError`. `limit` reads the first so many lines only. The damaged
+    end of a gzip file counts as one bad line.
     """
-    for index, (number, line) in enumerate(read_lines(path)):
-        if limit is not None and index >= limit:
-            return
+    rejects = rejects or Rejects()
+    for number, line in itertools.islice(_sound_lines(path, on_error, rejects), limit):
         try:
             try:
                 item = parse(parse_json(line))
@@ -143,9 +144,19 @@ def parse_each(
             placed = error.at(path, number)
             if on_error == "stop":
                 raise placed from None
-            (rejects or Rejects()).add(placed, line)
+            rejects.add(placed, line)
             continue
         yield number, item
+
+
+def _sound_lines(path: str | Path, on_error: OnError, rejects: Rejects) -> Iterator[tuple[int, bytes]]:
+    """`read_lines`, where under "skip" a damaged gzip file ends at the damage."""
+    try:
+        yield from read_lines(path)
+    except DataError as error:
+        if on_error == "stop" or error.line is None:
+            raise
+        rejects.add(error, b"")
 
 
 def read(
@@ -171,7 +182,7 @@ def _named_errors(path: Path) -> Iterator[None]:
             raise OutputError(
                 f"{path}: no space left on the disk; what was committed is safe: free some space and run again"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
             raise OutputError(f"{path}: cannot write here ({error.strerror})") from None
         raise
 
@@ -185,28 +196,34 @@ def check_absent(path: str | Path, overwrite: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def writer(path: str | Path, *, overwrite: bool = False) -> Iterator[Callable[[Any], None]]:
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose bytes stand under `path`, durably, when the block ends well, and nowhere otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writer(path: str | Path, *, overwrite: bool = False) -> Iterator[Callable[[Any], Any]]:
     """Yields `write(record)`; the file appears under its name when the block ends well, and not at all otherwise.
 
     A path ending in .gz is compressed (with no time stamp, so equal records give equal bytes).
     """
     path = check_absent(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _named_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as raw:
-                stream: Any = (
-                    gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-                )
+    with _replacing(path) as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:
                 yield lambda record: stream.write(dumps(record))
-                if stream is not raw:
-                    stream.close()
-                raw.flush()
-                os.fsync(raw.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        else:
+            yield lambda record: raw.write(dumps(record))
 
 
 def write(path: str | Path, records: Iterable[Any], *, overwrite: bool = False) -> int:
@@ -221,15 +238,8 @@ def write(path: str | Path, records: Iterable[Any], *, overwrite: bool = False) 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace a small file atomically and durably."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _named_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+    with _replacing(Path(path)) as stream:
+        stream.write(content)
 
 
 class Journal:
