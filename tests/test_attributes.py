@@ -131,3 +131,11 @@ def test_schemas_derived_from_a_schema() -> None:
     assert extended.defaults() == {"quality": 5}
     assert extended.opposite({"quality": 4, "verbosity": 0}) == {"quality": 2, "verbosity": 4}
     assert extended.restrict({"quality", "coherence", "unknown"}).names == ("coherence", "quality")
+
+
+def test_language_of_a_label() -> None:
+    with_language = OASST.model_copy(update={"language": True})
+    assert with_language.language_of("quality:4,lang:pt-BR") == "pt-BR"
+    assert with_language.language_of("lang:en") == "en"
+    assert with_language.language_of("quality:4") is None
+    assert OASST.language_of("quality:4,lang:en") is None

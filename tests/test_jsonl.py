@@ -293,3 +293,12 @@ def test_a_killed_job_ends_with_the_same_bytes(tmp_path: Path, num_kills: int) -
     assert content == b"".join(jsonl.dumps({"n": n, "square": n * n}) for n in range(400))
     assert set(computed) == {str(n) for n in range(0, 400, 4)}
     assert len(computed) <= 100 + num_kills  # at most the unit in hand is computed again
+
+
+def test_reading_reports_the_bytes_of_the_file_as_it_lies_on_the_disk(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        jsonl.write(tmp_path / name, [{"n": n} for n in range(20_000)])
+        steps: list[int] = []
+        assert len(list(jsonl.read_lines(tmp_path / name, steps.append))) == 20_000
+        assert sum(steps) == (tmp_path / name).stat().st_size
+        assert len(steps) > 1

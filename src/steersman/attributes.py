@@ -138,6 +138,11 @@ class AttributeSchema(BaseModel):
         self.check(values)
         return {name: values[name] for name in self.names if name in values}
 
+    def language_of(self, label: str) -> str | None:
+        """The language that a label string ends in, if it does."""
+        key, _, language = label.rpartition(",")[2].partition(":")
+        return language if self.language and key == LANGUAGE_KEY else None
+
     def defaults(self) -> dict[str, int]:
         """The attributes that have a default, with it."""
         return {a.name: a.default for a in self.attributes if a.default is not None}

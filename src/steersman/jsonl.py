@@ -77,8 +77,10 @@ class Rejects:
             self._file.close()
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: str | Path, progress: Callable[[int], Any] | None = None) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, bytes) of every line that is not blank.
+
+    `progress(n)` hears of every n further bytes of the file (compressed ones, of a .gz) that were read.
 
     Raises:
         DataError: the file is absent, or a gzip stream is damaged or ends early (names the line reached).
@@ -88,8 +90,12 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
         raise DataError("is a folder; give a .jsonl or .jsonl.gz file", path)
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else file as stream:
+            num_read = 0
             for number, line in enumerate(stream, start=1):
+                if progress and (position := file.tell()) > num_read:
+                    progress(position - num_read)
+                    num_read = position
                 if line.strip():
                     yield number, line
     except FileNotFoundError:
@@ -173,7 +179,7 @@ def read(
 
 
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Turn the file system's refusals into `OutputError` with a remedy."""
     try:
         yield
@@ -199,7 +205,7 @@ def check_absent(path: str | Path, overwrite: bool = False) -> Path:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A stream whose bytes stand under `path`, durably, when the block ends well, and nowhere otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _named_errors(path):
+    with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
@@ -285,7 +291,7 @@ class Journal:
             if progress:
                 progress(len(batch))
         temporary = self.folder / "joined.tmp"
-        with _named_errors(self.output):
+        with named_errors(self.output):
             with temporary.open("wb") as joined:
                 for index in range(len(starts)):
                     with self._path(index).open("rb") as stream:
