@@ -1,0 +1,97 @@
+"""The docs tell the truth: commands and flags exist, paths exist, examples of files parse."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from steersman.attributes import SCHEMAS
+from steersman.cli import VERBS, load_verb
+from steersman.records import Conversation, PreferencePair
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def blocks(text: str) -> list[str]:
+    """The contents of fenced blocks."""
+    return re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every `steersman` command in a fenced block; usage lines and comments left out."""
+    for line in "\n".join(blocks(text)).replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if "steersman" in words and not line.startswith("$ ") and words[0] != "pip":
+            yield words[words.index("steersman") + 1 :]
+
+
+def check_command(words: list[str]) -> None:
+    """The verb, its sub-verb and each option exist."""
+    assert words[0] in VERBS, f"no verb {words[0]}"
+    command: Any = load_verb(words.pop(0))
+    while children := getattr(command, "commands", None):
+        assert words, f"{command.name} needs one of {', '.join(children)}"
+        assert words[0] in children, f"{command.name} has no {words[0]}"
+        command = children[words.pop(0)]
+    known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert given <= known | {"--help"}, f"{command.name} has no {', '.join(sorted(given - known))}"
+    required = {option.opts[0] for option in command.params if option.required and option.opts[0].startswith("--")}
+    assert required <= given, f"{command.name} needs {', '.join(sorted(required - given))}"
+
+
+@PAGE
+def test_commands_exist(page: Path) -> None:
+    for words in commands(page.read_text()):
+        check_command(words)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_in_the_help_exist(verb: str) -> None:
+    pending: list[Any] = [load_verb(verb)]
+    for command in pending:
+        pending.extend(getattr(command, "commands", {}).values())
+        for words in commands(command.help):
+            check_command(words)
+
+
+@PAGE
+def test_links_and_paths_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)", text):
+        found = (ROOT / path).exists() or (ROOT / "src/steersman" / path).exists()
+        assert found or path.startswith(("scripts/", "examples/nlp/")), path  # NeMo's own scripts are named too
+    for recipe in re.findall(r"recipes/[\w.-]+\.yaml", text):
+        assert (ROOT / recipe).exists(), recipe
+
+
+@PAGE
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    text = page.read_text()
+    named = re.findall(r"`make ([a-z]+)`", text)
+    for block in blocks(text):
+        named += re.findall(r"^make (?:[A-Z]+=\S+ )?([a-z]+)", block, flags=re.MULTILINE)
+    assert set(named) <= targets
+
+
+def test_examples_of_records_parse() -> None:
+    found = [orjson.loads(block) for block in blocks((ROOT / "docs/formats.md").read_text()) if block.startswith("{")]
+    conversation, pair = found
+    assert Conversation.model_validate(conversation).to_json() == conversation
+    assert PreferencePair.model_validate(pair).model_dump() == pair
+
+
+def test_schemas_are_listed_in_order() -> None:
+    text = (ROOT / "docs/formats.md").read_text()
+    for name in ("oasst", "helpsteer"):
+        assert f"| `{name}` | {', '.join(SCHEMAS[name].names)} |" in text
+    assert SCHEMAS["merged"].names == (*SCHEMAS["oasst"].names[:2], "humor", "creativity", *SCHEMAS["helpsteer"].names)
