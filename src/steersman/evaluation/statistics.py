@@ -54,7 +54,7 @@ def estimate(statistic: Callable[[Array], Array], weights_RN: Array) -> Estimate
 def mean(values_N: ArrayLike, weights_RN: Array) -> Array:
     """Weighted mean of each row, f64[R]; NaN where all weights are 0."""
     with np.errstate(invalid="ignore"):
-        return (weights_RN @ np.asarray(values_N, np.float64)) / weights_RN.sum(1)
+        return np.asarray((weights_RN @ np.asarray(values_N, np.float64)) / weights_RN.sum(1), np.float64)
 
 
 def ratio(numerators_N: ArrayLike, denominators_N: ArrayLike, weights_RN: Array) -> Array:
