@@ -36,7 +36,8 @@ class PackedBatch:
 
     @property
     def num_tokens(self) -> int:
-        return self.input_ids_1T.shape[1]
+        """Inputs that a trained token needs: all of them, or none in an idle row."""
+        return self.input_ids_1T.shape[1] if self.num_trained else 0
 
     @property
     def num_trained(self) -> int:
@@ -68,6 +69,12 @@ def join(sequences: Sequence[Shifted]) -> PackedBatch:
     )
 
 
+def idle() -> PackedBatch:
+    """A row of one token with nothing to train: what a process without a share of a step runs beside the others."""
+    nothing = np.empty(0, np.int64)
+    return join([Shifted(np.zeros(1, np.int64), nothing, nothing)])
+
+
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Indices by row: each sequence, in order, goes into the first row with room for it.
 
@@ -88,7 +95,9 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack(sequences: Sequence[Shifted], micro_tokens: int) -> list[PackedBatch]:
-    """Micro-batches of at most `micro_tokens` inputs that hold all the sequences."""
+    """Micro-batches of at most `micro_tokens` inputs that hold all the sequences; an idle one when there are none."""
+    if not sequences:
+        return [idle()]
     rows = first_fit([len(sequence.inputs_T) for sequence in sequences], micro_tokens)
     return [join([sequences[index] for index in row]) for row in rows]
 

@@ -1,7 +1,7 @@
 """Which sequences a training step has: a pure function of (seed, step), whatever the number of processes.
 
-In: lengths of each data set's sequences, its weight, a `BatchConfig`. Out: for each step, the (data set, sequence) pairs
-it trains on. Steps are counted by going through lengths alone, so a resumed run needs nothing but its step number.
+In: lengths of each data set's sequences, its weight, a `BatchConfig`. Out: for each step, the (data set, sequence)
+pairs it trains on. Steps are counted by going through lengths alone, so a resumed run needs nothing but its number.
 """
 
 import itertools
@@ -22,7 +22,7 @@ class BatchConfig(Config):
     Attributes:
         sequences: whole sequences a step (NeMo's global_batch_size).
         tokens: input tokens a step: as many whole sequences as fit, at least one.
-        micro_tokens: most input tokens of one forward pass; at least the sequence length.
+        micro_tokens: most input tokens of one forward pass; a longer sequence goes alone.
     """
 
     sequences: int | None = Field(default=None, ge=1)

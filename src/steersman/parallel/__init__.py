@@ -1,0 +1,1 @@
+"""Several processes as one: who takes part, and sums over them. A run of one process is a mesh of size 1."""

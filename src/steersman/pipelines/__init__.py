@@ -1,0 +1,1 @@
+"""Whole jobs: one training run, and the papers' algorithms stage by stage."""

@@ -1,0 +1,381 @@
+"""One training run, from a recipe to a model folder.
+
+In: a `TrainConfig`, conversation files, a base model. Out: `<output>/` with
+
+    config.yaml, inputs.json   what the run is; a run of another kind is refused
+    metrics.jsonl              one line a step
+    checkpoints/step-N/        training state for exact resume
+    best/, last/               model folders: lowest validation loss, and the end
+    result.json                written last: the run is done
+
+Run again after a crash at any moment, it continues from its last checkpoint to bit-identical weights.
+"""
+
+import itertools
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field, model_validator
+
+from steersman import config as configs
+from steersman import jsonl
+from steersman.attributes import SCHEMAS, AttributeSchema
+from steersman.batches.packing import PackedBatch, idle, pack, pack_all
+from steersman.batches.plan import BatchConfig, Draw, plan_steps, share
+from steersman.batches.sequences import Sequences, tokenise
+from steersman.card import ModelCard, Parent, TemplateSpec
+from steersman.config import Config
+from steersman.errors import ConfigError, DataError, LabelError, OutputError
+from steersman.models.adapters import LoraConfig
+from steersman.models.load import (
+    LoadedModel,
+    load_model,
+    plain_model,
+    prepare_for_training,
+    save_model,
+)
+from steersman.parallel.mesh import Mesh, join
+from steersman.parallel.reduce import from_first
+from steersman.records import Conversation
+from steersman.text.tokenize import Encoder
+from steersman.training import checkpoint, metrics, tasks
+from steersman.training.checkpoint import CheckpointConfig, TrainingState
+from steersman.training.loop import Job, Report, ValidateConfig, train
+from steersman.training.metrics import LogConfig, MetricsLog
+from steersman.training.optim import AdamW, OptimConfig
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+
+Precision = Literal["auto", "float32", "bfloat16", "bfloat16-stochastic"]
+
+
+def _schema(value: Any) -> Any:
+    """A schema by name (`oasst`), or from a list of attribute names and attribute records."""
+    if isinstance(value, str):
+        if value not in SCHEMAS:
+            raise ValueError(f"no schema {value!r}; choose from {', '.join(SCHEMAS)}, or list attribute names")
+        return SCHEMAS[value]
+    if isinstance(value, (list, tuple)):
+        return {"attributes": [{"name": item} if isinstance(item, str) else item for item in value]}
+    return value
+
+
+class TrainFile(Config):
+    """One file of training conversations.
+
+    Attributes:
+        path: conversation JSONL.
+        weight: its share of the sequences, in any unit; all files have one, or none (shares by size).
+    """
+
+    path: str
+    weight: float | None = Field(default=None, gt=0)
+
+
+class DataConfig(Config):
+    """What to train on, and what to validate on: name -> conversation JSONL."""
+
+    train: tuple[TrainFile, ...] = Field(min_length=1)
+    validation: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if len({file.weight is None for file in self.train}) > 1:
+            raise ValueError("give every training file a weight, or none")
+        return self
+
+
+class TrainConfig(Config):
+    """The recipe of one training run.
+
+    Attributes:
+        model: Hugging Face folder or id; a folder of ours with a card lends its template.
+        from_scratch: random weights after the model's config.json, instead of its weights.
+        output: folder of the run.
+        role: "sft", or "attributes" for a generative attribute predictor.
+        template: how conversations are written; the model's own by default.
+        attributes: the label schema: oasst, helpsteer, merged, or a list of names; needed when the data has labels.
+        data: files.
+        seq_len: longest sequence, in input tokens; longer ones are cut.
+        batch: size of a step.
+        steps, epochs: length of the run; exactly one. An epoch is as many sequences as all training files hold.
+        optim: optimiser.
+        lora: train an adapter instead of all weights.
+        precision: "bfloat16" computes in bf16 and keeps fp32 master weights, "bfloat16-stochastic" keeps everything in
+            bf16, "auto" is "bfloat16" where the processor is fast at it and "float32" elsewhere.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        validation: when to validate, and on how much.
+        checkpoint: when to save the training state.
+        seed: of the order of the data, of initial weights, of dropout.
+        log: TensorBoard and Weights & Biases.
+    """
+
+    model: str
+    from_scratch: bool = False
+    output: Path
+    role: Literal["sft", "attributes"]
+    template: TemplateSpec | None = None
+    attributes: Annotated[AttributeSchema | None, BeforeValidator(_schema)] = None
+    data: DataConfig
+    seq_len: int = Field(ge=2)
+    batch: BatchConfig
+    steps: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    optim: OptimConfig
+    lora: LoraConfig | None = None
+    precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    validation: ValidateConfig = Field(default_factory=ValidateConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    seed: int = 0
+    log: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if self.role == "attributes" and self.attributes is None:
+            raise ValueError("an attribute predictor needs attributes: a schema such as oasst, or a list of names")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        best: model folder with the lowest validation loss; `last` when there was no validation.
+        last: model folder of the end.
+        metrics: of the last step, with `best_validation_loss` (if any), and `seconds` and `num_trained` of all steps.
+    """
+
+    best: Path
+    last: Path
+    metrics: dict[str, float]
+
+
+def run_training(config: TrainConfig, on_step: Callable[[Report], Any] = lambda report: None) -> TrainResult:
+    """Train a model, or go on with a run that was cut, or return the result of one that is done.
+
+    `on_step` hears of every step. Under torchrun every process calls this, and the first one writes.
+
+    Raises:
+        ConfigError, DataError, ModelError, TokenizerError: the recipe or what it names cannot be used.
+        OutputError: the output folder belongs to another run, or cannot be written.
+        NonFiniteError: the loss or a gradient is NaN or infinite; the last checkpoint stands.
+    """
+    mesh = join()
+    parents = _parents(config)
+    if mesh.rank == 0:
+        _claim(config, parents)
+    from_first(0, mesh)
+    if (config.output / RESULT).exists():
+        return _result(config.output)
+
+    loaded = _load(config, mesh)
+    survey = Survey()
+    training = [_tokenise(file.path, config, loaded.encoder, survey) for file in config.data.train]
+    validation = {
+        name: _tokenise(path, config, loaded.encoder, Survey()) for name, path in config.data.validation.items()
+    }
+    loaded = replace(loaded, card=_card(config, loaded, survey, parents))
+    job = _job(config, loaded, training, validation, mesh)
+    state = _restore(job, mesh)
+    if mesh.rank == 0:
+        with closing(MetricsLog(config.output, config.log, state.step, config.model_dump(mode="json"))) as log:
+            state = train(job, state, mesh, log, on_step)
+        save_model(loaded, config.output / "last")
+        jsonl.write_bytes(config.output / RESULT, jsonl.dumps(_summary(config.output, state)))
+    else:
+        train(job, state, mesh, None, on_step)
+    from_first(0, mesh)
+    return _result(config.output)
+
+
+def _parents(config: TrainConfig) -> tuple[Parent, ...]:
+    """The model and the files of a run, with fingerprints; a hub id is its own."""
+    local = Path(config.model).exists()
+    model = Parent(kind="model", name=config.model, fingerprint=jsonl.fingerprint(config.model) if local else "hub")
+    paths = [*(file.path for file in config.data.train), *config.data.validation.values()]
+    return (model, *(Parent(kind="data", name=path, fingerprint=jsonl.fingerprint(path)) for path in paths))
+
+
+def _claim(config: TrainConfig, parents: Sequence[Parent]) -> None:
+    """Make the output folder this run's, or check that it is; clear what a killed run left half-written."""
+    folder = config.output
+    ours = {
+        "config.yaml": configs.dump(config).encode(),
+        "inputs.json": orjson.dumps([parent.model_dump() for parent in parents], option=orjson.OPT_INDENT_2),
+    }
+    if folder.exists() and any(folder.iterdir()):
+        if not all((folder / name).exists() for name in ours):
+            raise OutputError(f"{folder} exists and is not a training run; choose another output")
+        before = configs.load(folder / "config.yaml", TrainConfig)
+        same = ("output", "log")  # neither changes a result
+        changed = [
+            name
+            for name in TrainConfig.model_fields
+            if name not in same and getattr(before, name) != getattr(config, name)
+        ]
+        if changed:
+            raise OutputError(
+                f"{folder} holds a run with other {', '.join(changed)}; choose another output, or delete that folder"
+            )
+        if (folder / "inputs.json").read_bytes() != ours["inputs.json"]:
+            raise OutputError(f"{folder} holds a run on other contents of the model or data; choose another output")
+        for leftover in [*folder.glob("**/.*.tmp"), *folder.glob("**/.*.old")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for name, content in reversed(ours.items()):
+        jsonl.write_bytes(folder / name, content)
+
+
+def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
+    """The model, ready to be trained, in the precision of its weights."""
+    loaded = load_model(
+        config.model,
+        precision="bfloat16" if config.precision == "bfloat16-stochastic" else config.precision,
+        device=mesh.device,
+        from_scratch_seed=config.seed if config.from_scratch else None,
+    )
+    if config.seq_len > loaded.window:
+        raise ConfigError(f"seq_len {config.seq_len} exceeds the {loaded.window} tokens that {config.model} can take")
+    loaded = prepare_for_training(loaded, config.template or loaded.card.template, config.lora)
+    if config.activation_checkpointing:
+        plain_model(loaded.model).gradient_checkpointing_enable({"use_reentrant": False})
+    return loaded
+
+
+@dataclass
+class Survey:
+    """What the training data was seen to hold: attributes with labels, and system prompts."""
+
+    attributes: set[str] = field(default_factory=set)
+    systems: Counter[str] = field(default_factory=Counter)
+
+
+def _tokenise(path: str, config: TrainConfig, encoder: Encoder, survey: Survey) -> Sequences:
+    """A file's sequences. Those with nothing to train on are left out, and said to be."""
+    sequences = tokenise(_read(path, config.attributes, survey), encoder, config.seq_len)
+    remedy = f"within {config.seq_len} tokens; `steersman clean` says why, a larger seq_len keeps more"
+    if not len(sequences):
+        raise DataError(f"no record has anything to train on {remedy}", path)
+    if sequences.num_skipped:
+        total = len(sequences) + sequences.num_skipped
+        logger.warning("%s: %d of %d records have nothing to train on %s", path, sequences.num_skipped, total, remedy)
+    return sequences
+
+
+def _read(path: str, schema: AttributeSchema | None, survey: Survey) -> Iterator[Conversation]:
+    """Stream conversations; every label that will be rendered must fit the schema."""
+
+    def parse(record: dict[str, Any]) -> Conversation:
+        conversation = Conversation.model_validate(record)
+        survey.systems[conversation.system] += 1
+        labels = [message.label for message in conversation.conversations if message.label and conversation.type]
+        if labels and schema is None:
+            raise DataError(f"has the label {labels[0]!r}, but the recipe names no attributes (such as: oasst)")
+        for label in labels:
+            assert schema is not None
+            try:
+                survey.attributes.update(schema.parse(label))
+            except LabelError as error:
+                raise DataError(str(error)) from None
+        return conversation
+
+    return (conversation for _, conversation in jsonl.parse_each(path, parse))
+
+
+def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tuple[Parent, ...]) -> ModelCard:
+    """The card of the trained model: only attributes with training labels, the data's most common system prompt."""
+    if config.attributes is not None and not survey.attributes:
+        files = ", ".join(file.path for file in config.data.train)
+        raise DataError("the recipe names attributes, but no TEXT_TO_VALUE or VALUE_TO_TEXT record has a label", files)
+    return ModelCard(
+        role=config.role,
+        template=loaded.encoder.spec,
+        attributes=config.attributes.restrict(survey.attributes) if config.attributes else None,
+        system=survey.systems.most_common(1)[0][0],
+        seq_len=config.seq_len,
+        parents=parents,
+    )
+
+
+def _job(
+    config: TrainConfig,
+    loaded: LoadedModel,
+    training: Sequence[Sequences],
+    validation: dict[str, Sequences],
+    mesh: Mesh,
+) -> Job:
+    """The run as the loop takes it."""
+    weights = [file.weight for file in config.data.train]
+    micro_tokens = config.batch.micro_tokens
+
+    def plan() -> Iterator[list[Draw]]:
+        lengths = [sequences.lengths for sequences in training]
+        shares = None if weights[0] is None else [weight or 0.0 for weight in weights]
+        return plan_steps(lengths, shares, config.batch, config.seed, config.epochs)
+
+    num_steps = config.steps or sum(1 for _ in plan())
+
+    def batches(after: int) -> Iterator[list[PackedBatch]]:
+        for draws in itertools.islice(plan(), after, num_steps):
+            sequences = [training[draw.dataset][draw.sequence] for draw in draws]
+            mine = share([len(sequence.inputs_T) for sequence in sequences], mesh.size)[mesh.rank]
+            yield pack([sequences[index] for index in mine], micro_tokens)
+
+    def validation_rows(sequences: Sequences) -> list[PackedBatch]:
+        rows = pack_all(sequences, micro_tokens, config.validation.batches)
+        return list(itertools.islice(rows, mesh.rank, None, mesh.size)) or [idle()]
+
+    return Job(
+        model=loaded.model,
+        task=tasks.sft(loaded.model),
+        optimizer=AdamW(
+            {name: p for name, p in loaded.model.named_parameters() if p.requires_grad},
+            config.optim,
+            rounding="stochastic" if config.precision == "bfloat16-stochastic" else "master",
+            seed=config.seed,
+        ),
+        batches=batches,
+        num_steps=num_steps,
+        validation={name: validation_rows(sequences) for name, sequences in validation.items()},
+        validate=config.validation,
+        checkpoints=config.checkpoint,
+        folder=config.output / "checkpoints",
+        seed=config.seed,
+        save_best=lambda: save_model(loaded, config.output / "best"),
+    )
+
+
+def _restore(job: Job, mesh: Mesh) -> TrainingState:
+    """Put the last checkpoint into the optimiser and the model, if there is one."""
+    step = from_first(max(checkpoint.steps(job.folder), default=0), mesh)
+    if not step:
+        return TrainingState()
+    state, tensors = checkpoint.load(job.folder, int(step))
+    job.optimizer.load_state(tensors, state.step)
+    return state
+
+
+def _summary(folder: Path, state: TrainingState) -> dict[str, float]:
+    """The last step's numbers, totals over all steps, and the lowest validation loss."""
+    rows = metrics.read(folder)
+    totals = {name: sum(row[name] for row in rows) for name in ("seconds", "num_trained", "num_tokens")}
+    best = {} if state.best_loss is None else {"best_validation_loss": state.best_loss}
+    return {**rows[-1], **totals, **best}
+
+
+def _result(folder: Path) -> TrainResult:
+    best, last = folder / "best", folder / "last"
+    numbers = orjson.loads((folder / RESULT).read_bytes())
+    return TrainResult(best=best if best.exists() else last, last=last, metrics=numbers)

@@ -1,0 +1,1 @@
+"""One supervised loop for every objective that reads hidden states at chosen positions."""

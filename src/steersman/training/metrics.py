@@ -1,0 +1,76 @@
+"""Where a run's numbers go: `metrics.jsonl` always, one line a step; TensorBoard and Weights & Biases on request."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steersman import jsonl
+from steersman.config import Config
+from steersman.errors import ConfigError
+
+FILE_NAME = "metrics.jsonl"
+
+Row = Mapping[str, float]
+
+
+class LogConfig(Config):
+    """Where numbers go beside `metrics.jsonl`.
+
+    Attributes:
+        tensorboard: write event files below `tensorboard/`.
+        wandb: Weights & Biases project to log to.
+    """
+
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run so far; a last line that was cut short is left out."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [jsonl.parse_json(line) for line in lines]
+
+
+class MetricsLog:
+    """Appends rows, each with its `step`; rows after `step`, which a resumed run will do again, are dropped first."""
+
+    def __init__(self, folder: Path, config: LogConfig, step: int, run: Mapping[str, Any]) -> None:
+        jsonl.write_bytes(folder / FILE_NAME, b"".join(jsonl.dumps(row) for row in read(folder) if row["step"] <= step))
+        self._file = (folder / FILE_NAME).open("ab")
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        try:
+            if config.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            if config.wandb:
+                import wandb
+
+                name = folder.resolve().name
+                self._wandb = wandb.init(
+                    project=config.wandb, name=name, id=name, dir=str(folder), config=dict(run), resume="allow"
+                )
+        except ImportError as error:
+            raise ConfigError(f"log: {error.name} is not installed; pip install 'steersman[tracking]'") from None
+
+    def write(self, row: Row) -> None:
+        with jsonl.named_errors(Path(self._file.name)):
+            self._file.write(jsonl.dumps(dict(row)))
+            self._file.flush()
+        numbers = {name: number for name, number in row.items() if name != "step"}
+        if self._tensorboard is not None:
+            for name, number in numbers.items():
+                self._tensorboard.add_scalar(name, number, int(row["step"]))
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=int(row["step"]))
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()

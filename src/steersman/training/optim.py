@@ -1,0 +1,198 @@
+"""AdamW (arXiv 1711.05101) for weights of any precision, and learning-rate schedules.
+
+    m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+    w = w - lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + weight_decay * w)
+
+fp32 weights are updated as they are. bf16 weights have 8 significant bits, so that a step of usual size would be
+rounded away; two remedies are offered:
+
+- "master": the optimiser keeps an fp32 copy that takes the steps; the weights are that copy, rounded. Gradients are
+  summed over micro-batches in fp32. 18 bytes a parameter.
+- "stochastic": weights and moments stay in bf16; a step is computed in fp32 and rounded up or down with probabilities
+  that make the mean exact. 8 bytes a parameter.
+
+All the work is done on blocks that fit the processor's cache, so weights, moments and gradients cross the memory bus
+once a step. As in NeMo everything decays except norms and biases, that is, all that has fewer than two dimensions.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from steersman.config import Config
+from steersman.randomness import derive_seed
+
+Rounding = Literal["master", "stochastic"]
+
+CPU_BLOCK, GPU_BLOCK = 2**17, 2**26  # elements
+
+
+class OptimConfig(Config):
+    """AdamW's hyper-parameters and the learning rate over time.
+
+    Attributes:
+        lr: peak learning rate.
+        min_lr: where "cosine" and "linear" end.
+        schedule: the way down from the peak.
+        warmup_steps: steps of a linear rise from 0 to the peak, before the schedule.
+        betas, eps, weight_decay: as in the equations.
+        clip_norm: longest gradient (L2 norm over all parameters); None for no clipping.
+    """
+
+    lr: float = Field(gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
+    """The rate of step `step` (from 1) of `num_steps`: the peak is reached at the last warm-up step, `min_lr` would be
+    reached by the step after the last."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    progress = (step - 1 - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    if config.schedule == "constant":
+        height = 1.0
+    elif config.schedule == "cosine":
+        height = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        height = 1 - progress
+    return config.min_lr + (config.lr - config.min_lr) * height
+
+
+def round_stochastic(values: Tensor, noise: Tensor) -> Tensor:
+    """fp32 values rounded to bf16, to either neighbour, so that the expected value is the value.
+
+    A bf16 number is the upper half of an fp32 one: adding uniform noise to the lower half carries into the upper half
+    with probability lower / 2^16.
+
+    Args:
+        values: f32, finite.
+        noise: i32 of the same shape, uniform on [0, 2^16).
+    """
+    return ((values.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def _noise(num: int, generator: torch.Generator) -> Tensor:
+    """i32[num], uniform on [0, 2^16): four from each 64-bit draw."""
+    draws = torch.empty((num + 3) // 4, dtype=torch.int64, device=generator.device)
+    draws.random_(-(2**63), None, generator=generator)
+    return draws.view(torch.int16)[:num].to(torch.int32) & 0xFFFF
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One parameter and its state. `weight` takes the steps: the master copy, or the parameter itself."""
+
+    parameter: nn.Parameter
+    weight: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+    @property
+    def decays(self) -> bool:
+        return self.parameter.ndim >= 2
+
+
+class AdamW:
+    """The optimiser of the trainable parameters of a model.
+
+    Args:
+        parameters: by name, fp32 or bf16; gradients of bf16 ones are kept in fp32 under "master".
+        config: hyper-parameters.
+        rounding: what happens to bf16 parameters.
+        seed: of the stochastic rounding.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, *, rounding: Rounding, seed: int
+    ) -> None:
+        self.config, self.seed, self.num_steps = config, seed, 0
+        self._slots: dict[str, _Slot] = {}
+        for name, parameter in parameters.items():
+            weight = parameter.detach()
+            if rounding == "master" and weight.dtype != torch.float32:
+                weight = weight.float()
+                parameter.grad_dtype = torch.float32
+            self._slots[name] = _Slot(parameter, weight, torch.zeros_like(weight), torch.zeros_like(weight))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [slot.parameter for slot in self._slots.values()]
+
+    @torch.no_grad()
+    def gradient_norm(self) -> float:
+        """L2 norm over all gradients."""
+        norms = [
+            torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+            for parameter in self.parameters
+            if parameter.grad is not None
+        ]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+    @torch.no_grad()
+    def step(self, lr: float, scale: float) -> None:
+        """One update along `scale` times the gradients, which are then dropped. Parameters without one stay."""
+        self.num_steps += 1
+        generators = {p.device: torch.Generator(p.device) for p in self.parameters}
+        for generator in generators.values():
+            generator.manual_seed(derive_seed(self.seed, "rounding", self.num_steps))
+        for slot in self._slots.values():
+            if slot.parameter.grad is not None:
+                self._update(slot, slot.parameter.grad, lr, scale, generators[slot.parameter.device])
+                slot.parameter.grad = None
+
+    def _update(self, slot: _Slot, gradient: Tensor, lr: float, scale: float, generator: torch.Generator) -> None:
+        size = CPU_BLOCK if gradient.device.type == "cpu" else GPU_BLOCK
+        whole = (slot.parameter.detach(), gradient, slot.weight, slot.exp_avg, slot.exp_avg_sq)
+        for parameter, grad, *stored in zip(*(torch.split(tensor.view(-1), size) for tensor in whole), strict=True):
+            weight, exp_avg, exp_avg_sq = (tensor.float() for tensor in stored)
+            adamw(
+                [weight],
+                [grad.float() * scale],
+                [exp_avg],
+                [exp_avg_sq],
+                max_exp_avg_sqs=[],
+                state_steps=[torch.tensor(self.num_steps - 1.0, device=grad.device)],
+                fused=True,
+                amsgrad=False,
+                beta1=self.config.betas[0],
+                beta2=self.config.betas[1],
+                lr=lr,
+                weight_decay=self.config.weight_decay if slot.decays else 0.0,
+                eps=self.config.eps,
+                maximize=False,
+            )
+            if stored[0].dtype == torch.bfloat16:
+                noise = _noise(len(weight), generator)
+                for tensor, wide in zip(stored, (weight, exp_avg, exp_avg_sq), strict=True):
+                    tensor.copy_(round_stochastic(wide, noise))
+            elif parameter.dtype == torch.bfloat16:
+                parameter.copy_(weight)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that resuming needs, weights included, as views."""
+        return {
+            f"{name}.{part}": getattr(slot, part)
+            for name, slot in self._slots.items()
+            for part in ("weight", "exp_avg", "exp_avg_sq")
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor], num_steps: int) -> None:
+        """Continue from a `state` after `num_steps` steps: parameters take its weights."""
+        self.num_steps = num_steps
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        for slot in self._slots.values():
+            slot.parameter.copy_(slot.weight)

@@ -1,0 +1,133 @@
+"""AdamW against hand-worked steps and torch's own; stochastic rounding; schedules by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from steersman.training.optim import AdamW, OptimConfig, learning_rate, round_stochastic
+
+
+def make(weight, dtype=torch.float32, rounding="master", **config):
+    parameter = nn.Parameter(weight.to(dtype))
+    return parameter, AdamW({"w": parameter}, OptimConfig(lr=1.0, **config), rounding=rounding, seed=0)
+
+
+def test_two_steps_by_hand():
+    parameter, optimizer = make(torch.tensor([[2.0]]), betas=(0.5, 0.75), eps=1e-12, weight_decay=0.1)
+    parameter.grad = torch.tensor([[8.0]])
+    optimizer.step(lr=0.1, scale=0.25)
+    # g = 2: m = 1, v = 1, corrected 2 and 4, so the step is 2 / 2 = 1, and decay takes 0.1 * 0.1 * 2.
+    assert parameter.item() == pytest.approx(2.0 - 0.1 * (1.0 + 0.1 * 2.0))
+    assert parameter.grad is None
+    before = parameter.item()
+    parameter.grad = torch.tensor([[-16.0]])
+    optimizer.step(lr=0.2, scale=0.25)
+    # g = -4: m = 0.5 - 2 = -1.5, v = 0.75 + 4 = 4.75, corrected by 1 - 0.25 and 1 - 0.5625.
+    step = (-1.5 / 0.75) / math.sqrt(4.75 / 0.4375)
+    assert parameter.item() == pytest.approx(before - 0.2 * (step + 0.1 * before))
+
+
+def test_norms_and_biases_do_not_decay_and_parameters_without_gradient_stay():
+    parameters = {"norm": nn.Parameter(torch.ones(3)), "idle": nn.Parameter(torch.ones(2, 2))}
+    optimizer = AdamW(parameters, OptimConfig(lr=1.0, weight_decay=0.5), rounding="master", seed=0)
+    parameters["norm"].grad = torch.zeros(3)
+    optimizer.step(lr=0.1, scale=1.0)
+    assert parameters["norm"].tolist() == [1.0] * 3
+    assert parameters["idle"].tolist() == [[1.0] * 2] * 2
+
+
+@pytest.mark.parametrize("block", [7, 10_000])
+def test_equals_torch_whatever_the_block(monkeypatch, block):
+    monkeypatch.setattr("steersman.training.optim.CPU_BLOCK", block)
+    torch.manual_seed(0)
+    parameter, optimizer = make(torch.randn(5, 9), weight_decay=0.1)
+    theirs = nn.Parameter(parameter.detach().clone())
+    reference = torch.optim.AdamW([theirs], lr=0.01, betas=optimizer.config.betas, weight_decay=0.1)
+    for _ in range(5):
+        gradient = torch.randn(5, 9)
+        parameter.grad, theirs.grad = 3 * gradient, gradient
+        optimizer.step(lr=0.01, scale=1 / 3)
+        reference.step()
+    torch.testing.assert_close(parameter, theirs)
+
+
+def test_master_weights_take_steps_that_bf16_would_round_away():
+    parameter, optimizer = make(torch.full((4, 4), 1.0), torch.bfloat16, weight_decay=0.0)
+    assert parameter.grad_dtype == torch.float32
+    for _ in range(10):
+        parameter.grad = torch.ones(4, 4)
+        optimizer.step(lr=1e-3, scale=1.0)  # half the distance between bf16 numbers just below 1 is 2e-3
+    torch.testing.assert_close(optimizer.state()["w.weight"], torch.full((4, 4), 0.99), rtol=0, atol=1e-5)
+    assert parameter.dtype == torch.bfloat16
+    assert torch.equal(parameter, optimizer.state()["w.weight"].bfloat16())
+
+
+def test_stochastic_rounding_takes_them_on_average():
+    parameter, optimizer = make(torch.full((100, 100), 1.0), torch.bfloat16, "stochastic", weight_decay=0.0)
+    for _ in range(10):
+        parameter.grad = torch.ones(100, 100, dtype=torch.bfloat16)
+        optimizer.step(lr=1e-3, scale=1.0)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in optimizer.state().values())
+    # A weight is a binomial number of bf16 distances of 2^-8 below 1: standard error about 6e-5.
+    assert parameter.float().mean().item() == pytest.approx(0.99, abs=3e-4)
+
+
+def test_stochastic_rounding_is_unbiased_and_exact_where_it_can_be():
+    low, high = 1.0, 1.0 + 2**-7
+    values = torch.full((200_000,), low + 0.3 * (high - low))
+    noise = torch.randint(2**16, values.shape, dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    for sign in (1, -1):
+        rounded = round_stochastic(sign * values, noise).float()
+        assert set(rounded.unique().tolist()) == {sign * low, sign * high}
+        assert (rounded == sign * high).float().mean().item() == pytest.approx(0.3, abs=0.005)
+    exact = torch.tensor([0.0, -2.5, 1e-30]).bfloat16()
+    assert torch.equal(round_stochastic(exact.float(), torch.full((3,), 2**16 - 1, dtype=torch.int32)), exact)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.float32, "master"), (torch.bfloat16, "master"), (torch.bfloat16, "stochastic")]
+)
+def test_a_loaded_state_continues_exactly(dtype, rounding):
+    def gradient(step):
+        return torch.randn(6, 6, generator=torch.Generator().manual_seed(step))
+
+    def run(optimizer, parameter, steps):
+        for step in steps:
+            parameter.grad = gradient(step).to(parameter.grad_dtype)
+            optimizer.step(lr=0.01, scale=1.0)
+
+    parameter, optimizer = make(torch.ones(6, 6), dtype, rounding)
+    run(optimizer, parameter, range(3))
+    saved = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    run(optimizer, parameter, range(3, 6))
+    other, resumed = make(torch.zeros(6, 6), dtype, rounding)
+    resumed.load_state(saved, num_steps=3)
+    run(resumed, other, range(3, 6))
+    assert torch.equal(parameter, other)
+
+
+def test_gradient_norm_over_all_parameters():
+    parameters = {
+        "a": nn.Parameter(torch.zeros(2)),
+        "b": nn.Parameter(torch.zeros(1, 1)),
+        "c": nn.Parameter(torch.zeros(3)),
+    }
+    optimizer = AdamW(parameters, OptimConfig(lr=1.0), rounding="master", seed=0)
+    assert optimizer.gradient_norm() == 0.0
+    parameters["a"].grad, parameters["b"].grad = torch.tensor([2.0, 3.0]), torch.tensor([[6.0]])
+    assert optimizer.gradient_norm() == pytest.approx(7.0)
+
+
+def rates(num_steps, **config):
+    config = OptimConfig(lr=8.0, **config)
+    return [learning_rate(config, step, num_steps) for step in range(1, num_steps + 1)]
+
+
+def test_schedules_by_hand():
+    assert rates(4, schedule="constant", warmup_steps=2) == [4.0, 8.0, 8.0, 8.0]
+    assert rates(4, schedule="linear") == [8.0, 6.0, 4.0, 2.0]
+    assert rates(6, schedule="linear", warmup_steps=2, min_lr=4.0) == [4.0, 8.0, 8.0, 7.0, 6.0, 5.0]
+    assert rates(4, schedule="cosine") == pytest.approx([8.0, 4 + 4 * math.sqrt(0.5), 4.0, 4 - 4 * math.sqrt(0.5)])
+    assert rates(1, schedule="cosine") == [8.0]
