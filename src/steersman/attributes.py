@@ -8,6 +8,7 @@ string ends in `lang:en` (some NeMo versions write it).
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -77,27 +78,31 @@ class AttributeSchema(BaseModel):
         """A schema of plain 0-4 attributes."""
         return cls(attributes=tuple(Attribute(name=name) for name in names))
 
+    @cached_property
+    def _by_name(self) -> dict[str, Attribute]:
+        return {attribute.name: attribute for attribute in self.attributes}
+
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(attribute.name for attribute in self.attributes)
+        return tuple(self._by_name)
 
     def __getitem__(self, name: str) -> Attribute:
         """The attribute called `name`; `LabelError` with the nearest valid name when there is none."""
-        for attribute in self.attributes:
-            if attribute.name == name:
-                return attribute
+        if name in self._by_name:
+            return self._by_name[name]
         near = get_close_matches(name, self.names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise LabelError(f"no attribute {name!r} in the schema ({', '.join(self.names)}){hint}")
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names
+        return name in self._by_name
 
     def check(self, values: Mapping[str, int]) -> None:
         """Raise `LabelError` when a name is unknown or a value is not a whole number on its scale."""
         for name, value in values.items():
             attribute = self[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value not in attribute.values:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not attribute.low <= value <= attribute.high:
                 raise LabelError(
                     f"{name} must be a whole number from {attribute.low} to {attribute.high}, not {value!r}"
                 )
