@@ -1,0 +1,85 @@
+"""A model folder, or a running server and the folder of what it serves -> what a verb asks and how it is addressed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from steersman import jsonl
+from steersman.card import ModelCard
+from steersman.errors import ConfigError
+from steersman.generation.remote import OpenAIClient, SteersmanClient, served_folder
+from steersman.generation.window import Window
+from steersman.models.load import load_card, load_model
+from steersman.seams import ContinuationScorer, Generator
+from steersman.text.template import Template
+from steersman.text.tokenize import Encoder, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready.
+
+    Attributes:
+        model: completes prompts; scores continuations too unless it is behind PUT /generate.
+        card: how it is addressed.
+        template: of the card.
+        window: how much it takes at once, if known.
+        identity: what decides its answers, for the journals of long jobs.
+    """
+
+    model: Generator
+    card: ModelCard
+    template: Template
+    window: Window | None
+    identity: dict[str, Any]
+
+    @property
+    def scorer(self) -> ContinuationScorer:
+        """The model as a scorer of continuations; `ConfigError` where its server cannot."""
+        if not isinstance(self.model, ContinuationScorer):
+            raise ConfigError(
+                "PUT /generate cannot score labels; give an OpenAI-compatible server (http://host:port/v1)"
+            )
+        return self.model
+
+
+def open_model(
+    model: str | None,
+    url: str | None = None,
+    *,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    batch: int = 32,
+    api_key: str | None = None,
+    concurrency: int = 16,
+) -> Opened:
+    """Load a model, or connect to the server that serves it; one of the two must be given.
+
+    Without `model` the server is asked what it serves.
+    """
+    if url is None:
+        if model is None:
+            raise ConfigError("give --model or --url")
+        return _open_local(model, precision, batch)
+    connection: dict[str, Any] = {"api_key": api_key, "concurrency": concurrency}
+    model = model or served_folder(url, **connection)
+    tokenizer = load_tokenizer(model)
+    card = load_card(model, tokenizer)
+    encoder = Encoder(tokenizer, card.template)
+    if url.rstrip("/").endswith("/generate"):
+        return Opened(SteersmanClient(url, **connection), card, encoder.template, None, {"served": model})
+    client = OpenAIClient(url, encoder, **connection)
+    window = Window(encoder, client.window) if client.window else None
+    return Opened(client, card, encoder.template, window, {"served": client.model})
+
+
+def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], batch: int) -> Opened:
+    from steersman.generation.engine import Engine
+
+    loaded = load_model(model, precision=precision)
+    engine = Engine(loaded, max_batch=batch)
+    identity = {
+        "model": jsonl.fingerprint(model) if Path(model).exists() else model,
+        "precision": str(loaded.model.dtype),
+    }
+    window = Window(loaded.encoder, loaded.window)
+    return Opened(engine, loaded.card, loaded.encoder.template, window, identity)

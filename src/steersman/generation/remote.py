@@ -1,0 +1,429 @@
+"""Models behind HTTP: clients of `PUT /generate` and of OpenAI-compatible `/v1/completions` servers.
+
+Requests go in; Completions and Scored come out, in order, as from the local engine (seams.Generator,
+seams.ContinuationScorer). Calls run side by side on threads. Busy or failing servers (429, 5xx, a dropped connection)
+are asked again with growing pauses, or after the pause that their Retry-After header names. Everything else is a
+`RemoteError` that quotes the server's own words; a server that was never reached fails at once, since a wrong port
+does not heal.
+"""
+
+import email.utils
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import httpx2
+import stamina
+
+from steersman.errors import ConfigError, DataError, RemoteError
+from steersman.generation.continuations import ContinuationTokeniser
+from steersman.records import Completion, Span
+from steersman.seams import GenerationRequest, Progress, Sampling, Scored, ScoreRequest
+from steersman.text.tokenize import Encoder
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+MAX_SENTENCES = 128
+"""Most prompts that `PUT /generate` takes at once."""
+MAX_PAUSE = 60.0
+"""Longest pause in seconds between two attempts, whatever Retry-After says."""
+ATTEMPTS = 8
+
+
+class _BusyError(Exception):
+    """The server may answer if asked again: `pause` seconds from now, where it said so."""
+
+    def __init__(self, message: str, pause: float | None = None) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+def _backoff(error: Exception) -> bool | float:
+    """stamina's question whether to try again, and when."""
+    if not isinstance(error, _BusyError):
+        return False
+    return True if error.pause is None else min(error.pause, MAX_PAUSE)
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that a Retry-After header (a number, or an HTTP date) asks to wait."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _server_message(response: httpx2.Response) -> str:
+    """What the server itself says is wrong: OpenAI's `error.message`, FastAPI's `detail`, or the text of the page."""
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text.strip()[:300] or "no explanation"
+    for key in ("error", "message", "detail"):
+        while isinstance(body, dict) and key in body:
+            body = body[key]
+    return str(body)[:1000]
+
+
+class Connection:
+    """One server: sends JSON, returns JSON, tries again where that can help.
+
+    Args:
+        url: base address; `http://` is assumed where no scheme is given.
+        api_key: sent as a bearer token.
+        timeout: seconds to wait for one answer.
+        concurrency: how many requests are under way at once.
+        transport: stands in for the network in tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        concurrency: int = 16,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self.timeout = timeout
+        self.concurrency = concurrency
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx2.Limits(max_connections=concurrency)
+        try:
+            self._client = httpx2.Client(
+                timeout=httpx2.Timeout(timeout, connect=10.0, pool=None),
+                headers=headers,
+                limits=limits,
+                transport=transport,
+            )
+            httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"{url!r} is not a URL ({error}); write http://host:port") from None
+        self._reached = False
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON answer of `method url/path`.
+
+        Raises:
+            RemoteError: refused, not JSON, too slow, or still failing after `ATTEMPTS` attempts.
+        """
+        try:
+            for attempt in stamina.retry_context(on=_backoff, attempts=ATTEMPTS, timeout=None, wait_max=MAX_PAUSE):
+                with attempt:
+                    return self._call_once(method, path, body)
+        except _BusyError as error:
+            raise RemoteError(f"{error} (gave up after {ATTEMPTS} attempts)") from None
+        raise AssertionError("stamina ends by returning or raising")
+
+    def _call_once(self, method: str, path: str, body: Any) -> Any:
+        where = f"{method} {self.url}{path}"
+        try:
+            response = self._client.request(method, self.url + path, json=body)
+        except (httpx2.ReadTimeout, httpx2.WriteTimeout):
+            raise RemoteError(
+                f"{where}: no answer within {self.timeout:.0f} s; allow more time, or ask for fewer tokens at once"
+            ) from None
+        except httpx2.TransportError as error:
+            if self._reached:
+                raise _BusyError(f"{where}: connection lost ({error})") from None
+            raise RemoteError(
+                f"nothing answers at {self.url} ({error}); is the server running, and are host and port right?"
+            ) from None
+        self._reached = True
+        status = response.status_code
+        if status == 429 or status >= 500:
+            raise _BusyError(f"{where} answered {status}: {_server_message(response)}", _retry_after(response))
+        if status in (404, 405):
+            raise RemoteError(
+                f"{where} answered {status}: there is a server, but not one that offers this; is the port right?"
+            )
+        if status >= 400:
+            raise RemoteError(f"{where} answered {status}: {_server_message(response)}")
+        try:
+            return response.json()
+        except ValueError:
+            raise RemoteError(f"{where}: the answer is not JSON: {response.text[:200]!r}") from None
+
+    def map(
+        self, work: Callable[[Job], Result], jobs: Iterable[Job], progress: Progress | None, size: Callable[[Job], int]
+    ) -> list[Result]:
+        """`work` applied to every job, `concurrency` at once, in order; the first error stops all."""
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            sizes = {pool.submit(work, job): size(job) for job in jobs}
+            try:
+                for future in as_completed(sizes):
+                    future.result()
+                    if progress:
+                        progress(sizes[future])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [future.result() for future in sizes]
+
+
+def _refuse_guidance(requests: Sequence[GenerationRequest]) -> None:
+    if any(request.guidance for request in requests):
+        raise ConfigError("attribute guidance needs the logits of the embedded engine; drop --url, or the guidance")
+
+
+class SteersmanClient:
+    """A Generator behind `PUT /generate` (steersman's server or NeMo's; see FORMATS).
+
+    The protocol carries text, so a prompt in which somebody wrote a control string is refused; and no finish reason, so
+    an answer shorter than its budget that no stop string ended is taken to have ended by itself.
+
+    Args:
+        url: base address of the server, with or without `/generate`.
+        sentences: most prompts sent in one call. A sampled request with a seed goes alone: a server draws all of a
+            call from one stream.
+        connection: options of `Connection`.
+    """
+
+    def __init__(self, url: str, *, sentences: int = 16, **connection: Any) -> None:
+        if not 1 <= sentences <= MAX_SENTENCES:
+            raise ConfigError(f"sentences a call must lie in 1-{MAX_SENTENCES}, not {sentences}")
+        self.sentences = sentences
+        self._connection = Connection(url.rstrip("/").removesuffix("/generate"), **connection)
+
+    def generate(self, requests: Sequence[GenerationRequest], progress: Progress | None = None) -> list[Completion]:
+        """One completion a request, in order."""
+        _refuse_guidance(requests)
+        for request in requests:
+            for start, end in request.prompt.literal:
+                raise DataError(
+                    f"a prompt holds the control string {request.prompt.text[start:end]!r} in somebody's own words, "
+                    "which PUT /generate cannot tell from a real one; use the embedded engine or /v1/completions"
+                )
+        calls = self._calls(requests)
+        answers = self._connection.map(lambda call: self._complete([requests[i] for i in call]), calls, progress, len)
+        placed = zip(itertools.chain(*calls), itertools.chain(*answers), strict=True)
+        return [answer for _, answer in sorted(placed, key=lambda pair: pair[0])]
+
+    def _calls(self, requests: Sequence[GenerationRequest]) -> list[list[int]]:
+        """Indices of the requests that share a call: equal sampling, and nothing random to share."""
+        groups: dict[Any, list[int]] = {}
+        for index, request in enumerate(requests):
+            sampling = request.sampling
+            alone = not sampling.greedy and sampling.seed is not None
+            groups.setdefault((replace(sampling, seed=None), index if alone else None), []).append(index)
+        step = self.sentences
+        return [group[i : i + step] for group in groups.values() for i in range(0, len(group), step)]
+
+    def _complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """One call: the requests share their sampling."""
+        sampling = requests[0].sampling
+        prompts = [request.prompt.text for request in requests]
+        body = {
+            "sentences": prompts,
+            "tokens_to_generate": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "greedy": sampling.greedy,
+            "add_BOS": False,
+            "repetition_penalty": sampling.repetition_penalty,
+            "min_tokens_to_generate": sampling.min_tokens,
+            "end_strings": list(sampling.stop) or ["<|endoftext|>"],
+            "compute_logprob": sampling.logprobs,
+            "random_seed": None if sampling.greedy else sampling.seed,
+        }
+        reply = self._connection.call("PUT", "/generate", body)
+        if not isinstance(reply, dict) or len(reply.get("sentences") or ()) != len(prompts):
+            # NeMo refuses a request with status 200 and a sentence
+            raise RemoteError(f"PUT {self._connection.url}/generate: {str(reply)[:300]}")
+        return [self._read(prompt, reply, row, sampling) for row, prompt in enumerate(prompts)]
+
+    def _read(self, prompt: str, reply: dict[str, Any], row: int, sampling: Sampling) -> Completion:
+        sentence = reply["sentences"][row]
+        if not sentence.startswith(prompt):
+            raise RemoteError(
+                f"PUT {self._connection.url}/generate: the answer does not begin with its prompt; does the server's "
+                "tokenizer know the template's control strings?"
+            )
+        text = sentence[len(prompt) :]
+        new = [index for index, offset in enumerate(reply["offsets"][row]) if offset >= len(prompt)]
+        stop = next((stop for stop in sampling.stop if text.endswith(stop)), None)
+        ended = stop is not None or len(new) < sampling.max_tokens
+        logprobs = reply["logprob"][row] if sampling.logprobs else None
+        return Completion(
+            text=text if stop is None else text.removesuffix(stop),
+            token_ids=[reply["token_ids"][row][index] for index in new],
+            finish_reason="stop" if ended else "length",
+            stop=stop,
+            logprobs=None if logprobs is None else [logprobs[index - 1] for index in new],
+            num_prompt_tokens=len(reply["offsets"][row]) - len(new),
+        )
+
+
+def _openai_base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _list_models(connection: Connection) -> list[dict[str, Any]]:
+    reply = connection.call("GET", "/v1/models")
+    if not isinstance(reply, dict) or not isinstance(reply.get("data"), list):
+        raise RemoteError(f"GET {connection.url}/v1/models: no list of models in {str(reply)[:300]}")
+    return list(reply["data"])
+
+
+def served_folder(url: str, **connection: Any) -> str:
+    """Folder or hub id of the only model that an OpenAI-compatible server serves, as far as it says so."""
+    entries = _list_models(Connection(_openai_base(url), **connection))
+    if len(entries) != 1:
+        raise ConfigError(f"{url} serves {len(entries)} models; name the one to use with --model")
+    return str(entries[0].get("root") or entries[0]["id"])
+
+
+class OpenAIClient:
+    """A Generator and ContinuationScorer behind an OpenAI-compatible `/v1/completions` (vLLM, SGLang, NIM, ...).
+
+    Prompts travel as token ids, made here: BOS, control strings and users' own words are exactly what the card says,
+    and no server's tokenizer setting can change them. Scoring needs `echo` with `logprobs` (llama.cpp's server and chat
+    endpoints offer none).
+
+    Args:
+        url: base address of the server, with or without `/v1`.
+        encoder: tokenizer and template of the model that is served.
+        model: the name it is served under; the only one that the server lists, by default.
+        top: how many likeliest tokens a position to ask for when scoring; alternatives that are not among them cost
+            a request each.
+        connection: options of `Connection`.
+
+    Attributes:
+        window: most tokens that the server takes at once, if it says so.
+    """
+
+    def __init__(
+        self, url: str, encoder: Encoder, *, model: str | None = None, top: int = 20, **connection: Any
+    ) -> None:
+        self.encoder = encoder
+        self.top = top
+        self._tokenise = ContinuationTokeniser(encoder)
+        self._connection = Connection(_openai_base(url), **connection)
+        listed = {entry["id"]: entry for entry in _list_models(self._connection)}
+        if model is None:
+            if len(listed) != 1:
+                raise ConfigError(f"{url} serves {', '.join(listed) or 'no model'}; say which one to use")
+            (model,) = listed
+        self.model = model
+        self.window: int | None = listed.get(model, {}).get("max_model_len")
+
+    # --- Generator
+
+    def generate(self, requests: Sequence[GenerationRequest], progress: Progress | None = None) -> list[Completion]:
+        """One completion a request, in order."""
+        _refuse_guidance(requests)
+        return self._connection.map(self._complete, requests, progress, lambda request: 1)
+
+    def _complete(self, request: GenerationRequest) -> Completion:
+        sampling = request.sampling
+        ids = self.encoder.encode_prompt(request.prompt)
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": ids,
+            "max_tokens": sampling.max_tokens,
+            "temperature": 0.0 if sampling.greedy else sampling.temperature,
+            "top_p": 1.0 if sampling.greedy else sampling.top_p,
+        }
+        # beyond OpenAI's own keys, sent only when they say something; vLLM, SGLang and NIM know them
+        options = {
+            "stop": list(sampling.stop),
+            "skip_special_tokens": False if sampling.stop else None,  # or stop strings that are special never appear
+            "top_k": 0 if sampling.greedy else sampling.top_k,
+            "repetition_penalty": None if sampling.repetition_penalty == 1 else sampling.repetition_penalty,
+            "min_tokens": sampling.min_tokens,
+            "seed": None if sampling.greedy else sampling.seed,
+            "logprobs": 1 if sampling.logprobs else None,
+        }
+        body |= {key: value for key, value in options.items() if value or value is False}
+        choice, reply = self._ask(body)
+        reason = choice.get("finish_reason")
+        if reason not in ("stop", "length"):
+            raise RemoteError(f"{self._connection.url}: the server ended an answer with finish_reason {reason!r}")
+        stop = choice.get("stop_reason")
+        token_ids = choice.get("token_ids")
+        if token_ids is None:  # the protocol need not give them
+            token_ids = [i for i in self.encoder.encode(choice["text"]).ids if i != self.encoder.bos_id]
+        cached = ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        return Completion(
+            text=choice["text"],
+            token_ids=token_ids,
+            finish_reason=reason,
+            stop=stop if isinstance(stop, str) else None,
+            logprobs=choice["logprobs"]["token_logprobs"] if sampling.logprobs else None,
+            num_prompt_tokens=len(ids),
+            num_cached_tokens=cached,
+        )
+
+    def _ask(self, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        reply = self._connection.call("POST", "/v1/completions", body)
+        try:
+            return reply["choices"][0], reply
+        except (KeyError, IndexError, TypeError):
+            raise RemoteError(
+                f"POST {self._connection.url}/v1/completions: no completion in {str(reply)[:300]}"
+            ) from None
+
+    # --- ContinuationScorer
+
+    def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[Scored]:
+        """One result a request, in order."""
+        return self._connection.map(self._score, requests, progress, lambda request: 1)
+
+    def _score(self, request: ScoreRequest) -> Scored:
+        tokenised = self._tokenise(request)
+        ids = tokenised.ids
+        logprobs, likeliest = self._echo(ids)
+        alternatives: dict[Span, list[float]] = {}
+        for span, candidates in tokenised.alternatives.items():
+            start = candidates.start
+            known = likeliest[start]
+            alternatives[span] = []
+            for row in candidates.token_ids:
+                stop = start + len(row)
+                if row == ids[start:stop]:
+                    value = sum(logprobs[start:stop])
+                elif len(row) == 1 and row[0] in known:
+                    value = known[row[0]]
+                else:
+                    value = sum(self._echo(ids[:start] + row)[0][start:stop])
+                alternatives[span].append(value)
+        first = tokenised.first
+        return Scored(token_ids=ids[first:], logprobs=logprobs[first:], alternatives=alternatives)
+
+    def _echo(self, ids: Sequence[int]) -> tuple[list[float], list[dict[int, float]]]:
+        """Log-probability of each token (NaN for the first, which has none), and of the likeliest by id in its place.
+
+        The latter are empty where the server names tokens by text alone, since texts of tokens need not differ.
+        """
+        body = {
+            "model": self.model,
+            "prompt": list(ids),
+            "max_tokens": 0,
+            "temperature": 0.0,
+            "echo": True,
+            "logprobs": self.top,
+            "return_tokens_as_token_ids": True,  # vLLM's: keys read "token_id:123"
+        }
+        choice, _ = self._ask(body)
+        found = choice.get("logprobs") or {}
+        logprobs = (found.get("token_logprobs") or [])[: len(ids)]
+        if len(logprobs) < len(ids) or None in logprobs[1:]:
+            raise RemoteError(
+                f"{self._connection.url} gives no log-probabilities of a prompt's own tokens (echo with logprobs), "
+                "which scoring needs; serve the model with vLLM or SGLang, or score in process"
+            )
+        tops = (found.get("top_logprobs") or [])[: len(ids)]
+        likeliest = [
+            {int(key[9:]): value for key, value in (top or {}).items() if key.startswith("token_id:")} for top in tops
+        ]
+        return [math.nan, *logprobs[1:]], likeliest or [{}] * len(ids)

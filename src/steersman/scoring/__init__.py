@@ -1,0 +1,1 @@
+"""Scorers: what a model says about conversations."""

@@ -1,0 +1,1 @@
+"""SteerLM over whole data sets: annotate them, and bootstrap new ones."""
