@@ -5,7 +5,7 @@ between expected and human value beside what answer length alone reaches, the me
 median beside the best constant's, and exact matches; intervals by bootstrap over trees.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -14,7 +14,10 @@ from steersman.attributes import AttributeSchema
 from steersman.errors import DataError
 from steersman.evaluation import statistics
 from steersman.evaluation.statistics import Array, Estimate
-from steersman.records import Judgement
+from steersman.records import Conversation, Judgement, Message
+
+HumanValues = Callable[[str, Message], Mapping[str, float] | None]
+"""(tree, turn) -> attribute -> mean human value on the label's scale."""
 
 
 class PredictedTurn(BaseModel):
@@ -63,13 +66,17 @@ class AttributeQuality(BaseModel):
 
 
 class PredictorReport(BaseModel):
-    """Quality per attribute, in schema order; attributes that nobody labelled are left out."""
+    """Quality per attribute, in schema order; attributes that nobody labelled are left out.
+
+    `num_unpredicted` labelled turns have no prediction, being longer than the predictor's window.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     num_turns: int
     num_trees: int
     num_folds: int
+    num_unpredicted: int = 0
     attributes: dict[str, AttributeQuality]
 
     def figures(self) -> dict[str, float]:
@@ -88,6 +95,52 @@ class PredictorReport(BaseModel):
         return flat
 
 
+def predicted_turns(
+    conversations: Iterable[Conversation],
+    schema: AttributeSchema,
+    *,
+    fold: int = 0,
+    human_values: HumanValues = lambda tree, turn: None,
+) -> tuple[list[PredictedTurn], int]:
+    """The turns of annotated conversations that carry a human label, and how many of them were not predicted.
+
+    A turn that is kept out of training (`"train": false`) stands in another record of its tree, and is left to it.
+
+    Args:
+        conversations: as `annotate` writes them.
+        schema: of the labels.
+        fold: which predictor annotated them.
+        human_values: unrounded human values, where they are known; the label's whole numbers otherwise.
+    """
+    turns: list[PredictedTurn] = []
+    num_unpredicted = 0
+    for number, conversation in enumerate(conversations):
+        tree = str((conversation.model_extra or {}).get("tree_id", number))
+        for index in conversation.spoken_turns():
+            turn = conversation.conversations[index]
+            extra = turn.model_extra or {}
+            if not turn.train or "gt_label" not in extra:
+                continue
+            if turn.label is None:
+                num_unpredicted += 1
+                continue
+            rounded = {name: float(value) for name, value in schema.parse(extra["gt_label"]).items()}
+            judgement = Judgement(
+                values=schema.parse(turn.label), expected=extra["label_expected"], probabilities=extra["label_probs"]
+            )
+            turns.append(
+                PredictedTurn(
+                    id=f"{fold}.{number}.{index}",
+                    tree=tree,
+                    fold=fold,
+                    num_characters=len(turn.value),
+                    human=dict(human_values(tree, turn) or rounded),
+                    judgement=judgement,
+                )
+            )
+    return turns, num_unpredicted
+
+
 def reference_values(human: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
     """Attribute -> all its human values: what a predictor's training turns say of the scale."""
     values: dict[str, list[float]] = {}
@@ -98,7 +151,10 @@ def reference_values(human: Iterable[Mapping[str, float]]) -> dict[str, list[flo
 
 
 def measure(
-    turns: Sequence[PredictedTurn], schema: AttributeSchema, references: Sequence[Mapping[str, Sequence[float]]]
+    turns: Sequence[PredictedTurn],
+    schema: AttributeSchema,
+    references: Sequence[Mapping[str, Sequence[float]]],
+    num_unpredicted: int = 0,
 ) -> PredictorReport:
     """The quality of predictions.
 
@@ -120,9 +176,13 @@ def measure(
             attributes[attribute.name] = _measure_attribute(labelled, attribute.name, attribute.low, references)
     if not attributes:
         raise DataError("no turn has a human value of an attribute that the predictor gives")
-    num_folds = len({turn.fold for turn in turns})
-    num_trees = len({turn.tree for turn in turns})
-    return PredictorReport(num_turns=len(turns), num_trees=num_trees, num_folds=num_folds, attributes=attributes)
+    return PredictorReport(
+        num_turns=len(turns),
+        num_trees=len({turn.tree for turn in turns}),
+        num_folds=len({turn.fold for turn in turns}),
+        num_unpredicted=num_unpredicted,
+        attributes=attributes,
+    )
 
 
 def _measure_attribute(

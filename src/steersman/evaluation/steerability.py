@@ -182,12 +182,6 @@ def sweep_combinations(
     return requests
 
 
-def _resting(schema: AttributeSchema, values: Mapping[str, int]) -> AttributeSchema:
-    """The schema whose defaults are `values`: a request fills in what it does not ask for, and guidance leaves it."""
-    attributes = tuple(a.model_copy(update={"default": values.get(a.name)}) for a in schema.attributes)
-    return schema.model_copy(update={"attributes": attributes})
-
-
 def answer(
     requests: Sequence[Request],
     output: Path,
@@ -214,8 +208,9 @@ def answer(
         if schema is None:
             return answer_request(request.conversation, template, None, {}, own)
         swept = {name: request.attributes[name] for name in request.swept}
-        resting = _resting(schema, request.attributes)
-        return answer_request(request.conversation, template, resting, swept, own, guidance_scale)
+        return answer_request(
+            request.conversation, template, schema, swept, own, guidance_scale, rest=request.attributes
+        )
 
     def work(unit: Sequence[Request]) -> Iterator[Answer]:
         completions = generator.generate([ask(request) for request in unit])
