@@ -1,0 +1,264 @@
+"""Keys and values of the running sequences, and attention over them: the engine's side of `models.attention`.
+
+A forward call takes one packed row with the new tokens of many sequences. `CachedAttention` stores their keys and
+values behind those of each sequence's past, and lets every new token attend to its own sequence:
+
+- sequences with one new token (decoding): one call a slab, with the query heads that share a key/value head as rows
+  of one product, so that every key and value is read once;
+- sequences with several (prefill): one by one, in blocks of queries.
+
+Sequences live in slabs by size, so that a long one costs the others neither memory nor time. Sliding-window layers
+keep the whole past (prefixes are reused whole) but read no further back than their window.
+
+Shapes: L layers, N slots of a slab, K key/value heads, H query heads, G = H / K, C capacity, D head size, T tokens of
+the row, n of them from one sequence or slab, S keys attended to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steersman.models.attention import attention, causal_mask
+
+MIN_CAPACITY = 128
+QUERY_BLOCK = 256
+"""Queries under one mask in prefill: bounds the mask, and the keys that a window reads in vain."""
+
+
+class Slab:
+    """Slots of one capacity; rows 0 to len(slots) - 1 of `kv_L2NKCD` are taken. Free places hold finite numbers."""
+
+    def __init__(self, kv_L2NKCD: Tensor) -> None:
+        self.kv_L2NKCD = kv_L2NKCD
+        self.slots: list[Slot] = []
+
+    @property
+    def capacity(self) -> int:
+        return self.kv_L2NKCD.shape[4]
+
+    def add(self, slot: "Slot") -> None:
+        """Give a slot the next row; the slab doubles when it is full."""
+        num_rows = self.kv_L2NKCD.shape[2]
+        if len(self.slots) == num_rows:
+            L, two, N, K, C, D = self.kv_L2NKCD.shape
+            larger = self.kv_L2NKCD.new_zeros(L, two, 2 * N, K, C, D)
+            larger[:, :, :N] = self.kv_L2NKCD
+            self.kv_L2NKCD = larger
+        slot.slab, slot.row = self, len(self.slots)
+        self.slots.append(slot)
+
+    def remove(self, slot: "Slot") -> None:
+        """Free a slot's row; the last one moves there, so that rows in use stay together."""
+        last = self.slots.pop()
+        if last is not slot:
+            self.kv_L2NKCD[:, :, slot.row, :, : last.length] = self.kv_L2NKCD[:, :, last.row, :, : last.length]
+            last.row = slot.row
+            self.slots[slot.row] = last
+
+
+@dataclass(eq=False)
+class Slot:
+    """Where one sequence's keys and values are, and how many tokens they cover."""
+
+    slab: Slab = field(init=False)
+    row: int = field(init=False)
+    length: int = 0
+
+    def read(self, start: int, end: int) -> Tensor:
+        """A copy of the keys and values of tokens [start, end): L x 2 x K x n x D."""
+        return self.slab.kv_L2NKCD[:, :, self.row, :, start:end].clone()
+
+    def append(self, kv_L2KnD: Tensor) -> None:
+        """Store keys and values of the next n tokens, computed elsewhere."""
+        end = self.length + kv_L2KnD.shape[3]
+        self.slab.kv_L2NKCD[:, :, self.row, :, self.length : end] = kv_L2KnD
+        self.length = end
+
+
+class KVCache:
+    """All slots, in slabs whose capacities are powers of two.
+
+    Args:
+        num_layers, num_heads, head_size: L, K and D of the model.
+        dtype, device: of the keys and values.
+    """
+
+    def __init__(
+        self, num_layers: int, num_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._sizes = (num_layers, num_heads, head_size)
+        self._dtype, self._device = dtype, device
+        self._slabs: dict[int, Slab] = {}
+
+    def allocate(self, length: int) -> Slot:
+        """An empty slot with room for `length` tokens."""
+        slot = Slot()
+        self._slab(length).add(slot)
+        return slot
+
+    def reserve(self, slot: Slot, length: int) -> None:
+        """Make room for `length` tokens; the slot moves to a larger slab if it has to."""
+        if length > slot.slab.capacity:
+            kv_L2KnD = slot.read(0, slot.length)
+            self.release(slot)
+            self._slab(length).add(slot)
+            slot.length = 0
+            slot.append(kv_L2KnD)
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot's place back."""
+        slot.slab.remove(slot)
+        if not slot.slab.slots:
+            del self._slabs[slot.slab.capacity]
+
+    def _slab(self, length: int) -> Slab:
+        capacity = max(MIN_CAPACITY, 1 << (length - 1).bit_length())
+        if capacity not in self._slabs:
+            L, K, D = self._sizes
+            kv_L2NKCD = torch.zeros(L, 2, 1, K, capacity, D, dtype=self._dtype, device=self._device)
+            self._slabs[capacity] = Slab(kv_L2NKCD)
+        return self._slabs[capacity]
+
+
+class CachedAttention:
+    """The attention of one forward call.
+
+    Args:
+        segments: the row's sequences in order, each with how many new tokens it has there. Their slots have room for
+            them; `Slot.length` counts the tokens before them, during the whole call.
+    """
+
+    def __init__(self, segments: Sequence[tuple[Slot, int]]) -> None:
+        self._prefills: list[_Prefill] = []
+        decoding: dict[Slab, list[tuple[Slot, int]]] = {}
+        start = 0
+        for slot, num_new in segments:
+            if num_new == 1:
+                decoding.setdefault(slot.slab, []).append((slot, start))
+            else:
+                self._prefills.append(_Prefill(slot, start, num_new))
+            start += num_new
+        self._decodes = [_Decode(slab, slots) for slab, slots in decoding.items()]
+
+    def attend(
+        self,
+        layer_idx: int,
+        query_1HTD: Tensor,
+        key_1KTD: Tensor,
+        value_1KTD: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """The attention output, 1 x T x H x D."""
+        kv_2TKD = torch.cat([key_1KTD, value_1KTD]).transpose(1, 2)
+        query_THD = query_1HTD[0].transpose(0, 1)
+        out_THD = query_THD.new_empty(query_THD.shape)
+        parts: list[_Decode | _Prefill] = [*self._decodes, *self._prefills]
+        for part in parts:
+            part.attend(layer_idx, query_THD, kv_2TKD, out_THD, sliding_window, scaling=scaling, softcap=softcap)
+        return out_THD[None]
+
+
+class _Decode:
+    """Sequences of one slab with one new token each."""
+
+    def __init__(self, slab: Slab, slots: list[tuple[Slot, int]]) -> None:
+        device = slab.kv_L2NKCD.device
+        slots = sorted(slots, key=lambda pair: pair[0].row)
+        self._slab = slab
+        self._row_n = torch.tensor([slot.row for slot, _ in slots], device=device)
+        self._token_n = torch.tensor([token for _, token in slots], device=device)
+        self._position_n = torch.tensor([slot.length for slot, _ in slots], device=device)
+        self._lengths = [slot.length + 1 for slot, _ in slots]
+        self._views: dict[int | None, tuple[int, Tensor | None]] = {}
+
+    def attend(
+        self,
+        layer_idx: int,
+        query_THD: Tensor,
+        kv_2TKD: Tensor,
+        out_THD: Tensor,
+        window: int | None,
+        **options: Any,
+    ) -> None:
+        kv_2NKCD = self._slab.kv_L2NKCD[layer_idx]
+        kv_2NKCD[:, self._row_n, :, self._position_n] = kv_2TKD[:, self._token_n].transpose(0, 1)
+        first, mask_N11S = self._view(window)
+        N, K, (_, H, D) = len(self._slab.slots), kv_2NKCD.shape[2], query_THD.shape
+        query_NKGD = query_THD[self._token_n].view(-1, K, H // K, D)
+        if len(self._lengths) < N:  # rows that prefill, or wait, compute something that nobody reads
+            query_NKGD = query_NKGD.new_zeros(N, K, H // K, D).index_copy_(0, self._row_n, query_NKGD)
+        key_NKSD, value_NKSD = kv_2NKCD[:, :N, :, first : max(self._lengths)]
+        out_NKGD = attention(query_NKGD, key_NKSD, value_NKSD, mask=mask_N11S, **options)
+        out_THD[self._token_n] = out_NKGD[self._row_n].reshape(-1, H, D)
+
+    def _view(self, window: int | None) -> tuple[int, Tensor | None]:
+        """The first position that is attended to at all, and the mask from there on (None where all see all)."""
+        if window not in self._views:
+            ends = self._lengths
+            starts = [0 if window is None else max(0, end - window) for end in ends]
+            mask_N11S = None
+            if len(set(starts)) > 1 or len(set(ends)) > 1:
+                position_S = torch.arange(min(starts), max(ends), device=self._row_n.device)
+                start_n1, end_n1 = (torch.tensor(bound, device=position_S.device)[:, None] for bound in (starts, ends))
+                mask_NS = position_S.new_ones(len(self._slab.slots), len(position_S), dtype=torch.bool)
+                mask_NS[self._row_n] = (position_S >= start_n1) & (position_S < end_n1)
+                mask_N11S = mask_NS[:, None, None, :]
+            self._views[window] = (min(starts), mask_N11S)
+        return self._views[window]
+
+
+class _Prefill:
+    """One sequence with several new tokens."""
+
+    def __init__(self, slot: Slot, first_token: int, num_new: int) -> None:
+        self._slot = slot
+        self._first_token = first_token
+        self._num_new = num_new
+        self._blocks: dict[int | None, list[_Block]] = {}
+
+    def attend(
+        self,
+        layer_idx: int,
+        query_THD: Tensor,
+        kv_2TKD: Tensor,
+        out_THD: Tensor,
+        window: int | None,
+        **options: Any,
+    ) -> None:
+        past = self._slot.length
+        tokens = slice(self._first_token, self._first_token + self._num_new)
+        kv_21KCD = self._slot.slab.kv_L2NKCD[layer_idx, :, self._slot.row, None]
+        kv_21KCD[:, 0, :, past : past + self._num_new] = kv_2TKD[:, tokens].transpose(1, 2)
+        query_1HnD = query_THD[tokens].transpose(0, 1)[None]
+        out_nHD = out_THD[tokens]
+        for queries, keys, mask_QS in self._plan(window):
+            key_1KSD, value_1KSD = kv_21KCD[..., keys, :]
+            out_1HQD = attention(
+                query_1HnD[:, :, queries], key_1KSD, value_1KSD, mask=mask_QS, is_causal=mask_QS is None, **options
+            )
+            out_nHD[queries] = out_1HQD[0].transpose(0, 1)
+
+    def _plan(self, window: int | None) -> "list[_Block]":
+        """Blocks of queries with the keys that they see."""
+        if window not in self._blocks:
+            past, num_new, device = self._slot.length, self._num_new, self._slot.slab.kv_L2NKCD.device
+            if past == 0 and (window is None or num_new <= window):
+                self._blocks[window] = [(slice(0, num_new), slice(0, num_new), None)]
+            else:
+                self._blocks[window] = blocks = []
+                for start in range(0, num_new, QUERY_BLOCK):
+                    end = min(start + QUERY_BLOCK, num_new)
+                    first_key = 0 if window is None else max(0, past + start - window + 1)
+                    mask_QS = causal_mask(end - start, past + end - first_key, window, device)
+                    blocks.append((slice(start, end), slice(first_key, past + end), mask_QS))
+        return self._blocks[window]
+
+
+_Block = tuple[slice, slice, Tensor | None]
+"""Queries (relative to the sequence's new tokens), keys (positions), mask bool[Q, S] (None: causal)."""

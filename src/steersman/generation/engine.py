@@ -1,0 +1,535 @@
+"""The embedded engine: generation and scoring requests of any lengths advance together, one packed forward call a step.
+
+Each step takes, as one row, the newest token of every sequence that is generating and up to `prefill_tokens` tokens of
+prompts that are not computed yet; finished requests leave and waiting ones join between steps (continuous batching).
+Keys and values of what was computed before are reused for the longest known prefix of a new sequence, and of several
+sequences that arrive together with a common prefix the first computes it while the others wait. Logits are computed
+only where a token is drawn or scored.
+
+With attribute guidance two sequences share the drawn tokens (x: logits; classifier-free guidance, arXiv 2306.17806):
+
+    x = x_against + scale (x_wanted - x_against)
+
+on plain logits: normalising either by its log-sum-exp adds a constant to x, which no softmax sees, and scale 1 is
+exactly no guidance. Penalty, temperature and truncation follow (see `sampling`); log-probs are of softmax(x).
+
+Shapes: T tokens of a row, R rows of logits, H hidden size, V vocabulary.
+"""
+
+import math
+import secrets
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from steersman.errors import ConfigError, DataError
+from steersman.generation.answer_text import AnswerText
+from steersman.generation.cache import CachedAttention, KVCache, Slot
+from steersman.generation.continuations import ContinuationTokeniser, TokenisedContinuation
+from steersman.generation.prefixes import PrefixCache, common_prefix
+from steersman.generation.sampling import Draw, check_finite, choose, penalise
+from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
+from steersman.records import Completion, Span
+from steersman.seams import GenerationRequest, Progress, Sampling, Scored, ScoreRequest
+
+LOGITS_AT_ONCE = 1 << 25
+"""Most logits in memory while scoring (128 MB)."""
+WORTH_WAITING = 16
+"""Common tokens for which a sequence lets another go first."""
+
+Result = TypeVar("Result", Completion, Scored)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step did for one request.
+
+    Attributes:
+        handle: of the request.
+        text: further text of its answer; together, the events' texts are `Completion.text`.
+        result: the whole answer, in the request's last event.
+    """
+
+    handle: int
+    text: str = ""
+    result: Completion | Scored | None = None
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """Tokens that one slot computes.
+
+    Attributes:
+        ids: the tokens; what is drawn is appended.
+        targets: position -> tokens whose log-probability right after it is asked for.
+        logprobs: (position, token) -> that log-probability.
+        slot: None before it starts and after it ends.
+        num_cached: leading tokens that were not computed again.
+        hidden_H: hidden state at the last token computed.
+    """
+
+    ids: list[int]
+    targets: "Targets" = field(default_factory=dict)
+    logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
+    slot: Slot | None = None
+    num_cached: int = 0
+    hidden_H: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens not computed yet."""
+        return len(self.ids) - (self.slot.length if self.slot else 0)
+
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens whose hidden states nobody asks for."""
+        return min(self.targets, default=len(self.ids) - 1)
+
+
+@dataclass(eq=False)
+class _Generation:
+    """A generation request. `sequences`: the prompt's and, under guidance, the one it is contrasted with."""
+
+    handle: int
+    sampling: Sampling
+    sequences: list[_Sequence]
+    scale: float
+    seed: int
+    budget: int
+    num_prompt: int
+    text: AnswerText
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def num_drawn(self) -> int:
+        return len(self.sequences[0].ids) - self.num_prompt
+
+    @property
+    def may_end(self) -> bool:
+        """Whether end tokens and stop strings count yet."""
+        return self.num_drawn >= self.sampling.min_tokens
+
+    @property
+    def alters_logits(self) -> bool:
+        """Whether the next token is drawn from other logits than the model's."""
+        return not self.may_end or self.sampling.repetition_penalty != 1.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next token can be drawn."""
+        return all(sequence.num_missing == 0 for sequence in self.sequences)
+
+    def completion(self, ended: bool) -> Completion:
+        return Completion(
+            text=self.text.text,
+            token_ids=self.sequences[0].ids[self.num_prompt :],
+            finish_reason="stop" if ended else "length",
+            stop=self.text.stop,
+            logprobs=self.logprobs if self.sampling.logprobs else None,
+            num_prompt_tokens=self.num_prompt,
+            num_cached_tokens=self.sequences[0].num_cached,
+        )
+
+
+Targets = dict[int, set[int]]
+"""Position -> tokens whose log-probability right after it is asked for."""
+
+
+def _targets(*runs: tuple[int, Sequence[int]]) -> Targets:
+    """What must be known to score runs of tokens, each given by the index of its first one."""
+    targets: Targets = {}
+    for start, tokens in runs:
+        for position, token in enumerate(tokens, start=start - 1):
+            targets.setdefault(position, set()).add(token)
+    return targets
+
+
+class _Scoring:
+    """A scoring request: its own tokens in one sequence, which also knows each candidate's first token; the rest of a
+    candidate of several tokens, unless it is the one in place, in a sequence of its own."""
+
+    def __init__(self, handle: int, request: TokenisedContinuation) -> None:
+        self.handle, self.request = handle, request
+        self._carriers: dict[tuple[Span, int], _Sequence] = {}
+        ids, runs = request.ids, [(request.first, request.ids[request.first :])]
+        for span, alternatives in request.alternatives.items():
+            start = alternatives.start
+            for index, candidate in enumerate(alternatives.token_ids):
+                in_place = ids[start : start + len(candidate)] == candidate
+                runs.append((start, candidate if in_place else candidate[:1]))
+                if len(candidate) > 1 and not in_place:
+                    own = _Sequence([*ids[:start], *candidate[:-1]], _targets((start + 1, candidate[1:])))
+                    self._carriers[span, index] = own
+        targets = _targets(*runs)
+        self._main = _Sequence(ids[: max(targets, default=-1) + 1], targets)
+        self.sequences = [self._main, *self._carriers.values()] if targets else []
+        self.num_open = len(self.sequences)
+
+    def scored(self) -> Scored:
+        ids, first = self.request.ids, self.request.first
+        return Scored(
+            token_ids=ids[first:],
+            logprobs=[self._main.logprobs[position - 1, ids[position]] for position in range(first, len(ids))],
+            alternatives={
+                span: [
+                    self._logprob(alternatives.start, candidate, self._carriers.get((span, index), self._main))
+                    for index, candidate in enumerate(alternatives.token_ids)
+                ]
+                for span, alternatives in self.request.alternatives.items()
+            },
+        )
+
+    def _logprob(self, start: int, candidate: Sequence[int], carrier: _Sequence) -> float:
+        first = sum(self._main.logprobs[start - 1, token] for token in candidate[:1])
+        return first + sum(carrier.logprobs[position, token] for position, token in enumerate(candidate[1:], start))
+
+
+class Engine:
+    """A Generator and a ContinuationScorer on one local model.
+
+    `generate`, `score` and `stream` run requests to their end. A server drives the engine itself, from one thread:
+    `submit` and `cancel` between calls of `step`.
+
+    An answer depends on its request alone (its seed included): in fp32 never on what else is in the batch or the cache.
+
+    Args:
+        loaded: the model, its tokenizer and template.
+        max_batch: most sequences in flight (a guided request takes two).
+        prefill_tokens: most prompt tokens in one forward call; longer prompts take several.
+        prefix_cache_tokens: how many tokens of finished work are kept for reuse; 0 turns that off.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_batch: int = 32,
+        prefill_tokens: int = 2048,
+        prefix_cache_tokens: int = 65536,
+    ) -> None:
+        if max_batch < 1 or prefill_tokens < 1 or prefix_cache_tokens < 0:
+            raise ConfigError("max_batch and prefill_tokens must be at least 1, prefix_cache_tokens 0 or more")
+        self.encoder = loaded.encoder
+        self.window = loaded.window
+        self.max_batch = max_batch
+        self.prefill_tokens = prefill_tokens
+        self._model = loaded.model.eval()
+        self._device = loaded.device
+        config = plain_model(loaded.model).config
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._cache = KVCache(
+            config.num_hidden_layers, config.num_key_value_heads, head_size, loaded.model.dtype, self._device
+        )
+        self._prefixes = PrefixCache(prefix_cache_tokens)
+        self._tokenise = ContinuationTokeniser(loaded.encoder)
+        self._end_ids = list(loaded.encoder.eos_ids)
+        self._handles = count()
+        self._jobs: dict[int, _Generation | _Scoring] = {}
+        self._waiting: deque[tuple[int, list[_Sequence]]] = deque()  # a handle, and sequences that must start together
+        self._running: dict[_Sequence, int] = {}  # -> handle, in order of admission
+        self._scored: list[_Scoring] = []
+
+    # --- The seams
+
+    def generate(self, requests: Sequence[GenerationRequest], progress: Progress | None = None) -> list[Completion]:
+        """One completion a request, in order.
+
+        Raises:
+            DataError: a prompt is empty, or leaves no room for an answer in the model's window.
+        """
+        return self._run(requests, Completion, progress)
+
+    def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[Scored]:
+        """One result a request, in order.
+
+        Raises:
+            DataError: a text is longer than the model's window, has nothing before its continuation, or a span with
+                alternatives does not hold one of them.
+        """
+        return self._run(requests, Scored, progress)
+
+    def stream(self, request: GenerationRequest) -> Iterator[str]:
+        """The answer's text, in pieces as they become certain: never a part of a character, or of a stop string."""
+        handle = self.submit(request)
+        try:
+            while handle in self._jobs:
+                yield from (event.text for event in self.step() if event.text)
+        finally:
+            self.cancel(handle)
+
+    def _run(
+        self,
+        requests: Sequence[GenerationRequest] | Sequence[ScoreRequest],
+        result_type: type[Result],
+        progress: Progress | None,
+    ) -> list[Result]:
+        assert not self._jobs, "requests are running already; a server uses submit and step alone"
+        results: dict[int, Result] = {}
+        handles: list[int] = []
+        try:
+            for request in requests:
+                handles.append(self.submit(request))
+            while self._jobs:
+                for event in self.step():
+                    if isinstance(event.result, result_type):
+                        results[event.handle] = event.result
+                        if progress:
+                            progress(1)
+        finally:
+            for handle in handles:
+                self.cancel(handle)
+        return [results[handle] for handle in handles]
+
+    # --- For servers
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in flight."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences not begun for want of room."""
+        return sum(len(sequences) for _, sequences in self._waiting)
+
+    def submit(self, request: GenerationRequest | ScoreRequest) -> int:
+        """Queue a request; the handle that its events bear.
+
+        Raises:
+            DataError, ConfigError: see `generate` and `score`; the engine's other requests go on undisturbed.
+        """
+        handle = next(self._handles)
+        if isinstance(request, GenerationRequest):
+            generation = self._generation(handle, request)
+            self._jobs[handle] = generation
+            self._waiting.append((handle, generation.sequences))
+        else:
+            tokenised = self._tokenise(request)
+            if len(tokenised.ids) > self.window:
+                raise DataError(f"a text of {len(tokenised.ids)} tokens exceeds the model's window of {self.window}")
+            scoring = _Scoring(handle, tokenised)
+            self._jobs[handle] = scoring
+            self._waiting.extend((handle, [sequence]) for sequence in scoring.sequences)
+            if not scoring.sequences:
+                self._scored.append(scoring)
+        return handle
+
+    @torch.inference_mode()
+    def cancel(self, handle: int) -> None:
+        """Forget a request and free its place; nothing happens when it has ended already."""
+        if self._jobs.pop(handle, None) is not None:
+            self._waiting = deque(entry for entry in self._waiting if entry[0] != handle)
+            for sequence in [sequence for sequence, owner in self._running.items() if owner == handle]:
+                self._stop(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Advance every request that has room by one forward call; what came of it."""
+        self._admit()
+        row = self._plan_row()
+        if row:
+            self._forward(row)
+        return [*self._draw(), *self._collect_scores()]
+
+    # --- A request begins
+
+    def _generation(self, handle: int, request: GenerationRequest) -> _Generation:
+        sampling, guidance = request.sampling, request.guidance
+        prompts = [request.prompt] if guidance is None else [request.prompt, guidance.against]
+        if len(prompts) > self.max_batch:
+            raise ConfigError("a guided request takes two sequences: set max_batch to 2 or more")
+        sequences = [_Sequence(self.encoder.encode_prompt(prompt)) for prompt in prompts]
+        longest = max(len(sequence.ids) for sequence in sequences)
+        if not all(sequence.ids for sequence in sequences):
+            raise DataError("the prompt is empty: there is nothing to continue")
+        if longest >= self.window:
+            raise DataError(
+                f"the prompt has {longest} tokens; the model's window of {self.window} leaves no room to answer"
+            )
+        return _Generation(
+            handle=handle,
+            sampling=sampling,
+            sequences=sequences,
+            scale=1.0 if guidance is None else guidance.scale,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            budget=min(sampling.max_tokens, self.window - longest),
+            num_prompt=len(sequences[0].ids),
+            text=AnswerText(self.encoder.decode, sequences[0].ids, sampling.stop),
+        )
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) + len(self._waiting[0][1]) <= self.max_batch:
+            handle, sequences = self._waiting.popleft()
+            self._running.update(dict.fromkeys(sequences, handle))
+
+    def _start(self, sequence: _Sequence) -> None:
+        """Give a sequence its slot, filled with what is known of it."""
+        pieces = self._prefixes.match(sequence.ids[: sequence.num_reusable])
+        sequence.slot = self._cache.allocate(len(sequence.ids))
+        for piece in pieces:
+            sequence.slot.append(piece)
+        sequence.num_cached = sequence.slot.length
+
+    def _stop(self, sequence: _Sequence) -> None:
+        del self._running[sequence]
+        if sequence.slot is not None:
+            self._cache.release(sequence.slot)
+            sequence.slot = None
+
+    # --- One step
+
+    def _plan_row(self) -> list[tuple[_Sequence, int]]:
+        """The sequences of this step and how many new tokens each: those with one to go, and prompts within budget."""
+        row, budget = [], self.prefill_tokens
+        for sequence in self._running:
+            if sequence.slot is None:
+                if budget == 0 or self._should_wait(sequence):
+                    continue
+                self._start(sequence)
+            if sequence.num_missing == 1:
+                row.append((sequence, 1))
+            elif num_new := min(sequence.num_missing, budget):
+                row.append((sequence, num_new))
+                budget -= num_new
+        return row
+
+    def _should_wait(self, sequence: _Sequence) -> bool:
+        """Whether a sequence under way is computing a prefix that this one could reuse."""
+        for other in self._running:
+            if other.slot is not None and other.num_missing > 1:
+                common = min(common_prefix(other.ids, sequence.ids), sequence.num_reusable)
+                if WORTH_WAITING <= common <= self._prefixes.max_tokens:
+                    known = self._prefixes.num_matched(sequence.ids[:common])
+                    if common - known >= WORTH_WAITING:
+                        return True
+        return False
+
+    def _forward(self, row: list[tuple[_Sequence, int]]) -> None:
+        """Compute a row's new tokens: keys and values, hidden states at the ends, log-probs where asked for."""
+        ids: list[int] = []
+        positions: list[int] = []
+        segments: list[tuple[Slot, int]] = []
+        for sequence, num_new in row:
+            assert sequence.slot is not None
+            start, end = sequence.slot.length, sequence.slot.length + num_new
+            self._cache.reserve(sequence.slot, end)
+            segments.append((sequence.slot, num_new))
+            ids += sequence.ids[start:end]
+            positions += range(start, end)
+        hidden_TH = backbone(self._model)(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            attention_context=CachedAttention(segments),
+            use_cache=False,
+        ).last_hidden_state[0]
+        asked: list[tuple[_Sequence, int, int]] = []
+        row_end = 0
+        for (sequence, _), (slot, num_new) in zip(row, segments, strict=True):
+            for position in range(slot.length, slot.length + num_new):
+                if position in sequence.targets:
+                    asked.append((sequence, position, row_end + position - slot.length))
+            slot.length += num_new
+            row_end += num_new
+            sequence.hidden_H = hidden_TH[row_end - 1]
+            if num_new > 1:
+                self._prefixes.insert(sequence.ids[: slot.length], slot.read)
+        self._measure(hidden_TH, asked)
+        for sequence, _ in row:
+            if sequence.targets and sequence.num_missing == 0:
+                self._end_scoring(sequence)
+
+    def _measure(self, hidden_TH: Tensor, asked: Sequence[tuple[_Sequence, int, int]]) -> None:
+        """Log-probs of the targets: `asked` names sequences, positions in them and indices into the row."""
+        at_once = max(1, LOGITS_AT_ONCE // head_weight(self._model).shape[0])
+        for first in range(0, len(asked), at_once):
+            part = asked[first : first + at_once]
+            logits_RV = self._logits(hidden_TH[[index for _, _, index in part]])
+            wanted = [(r, token) for r, (sequence, at, _) in enumerate(part) for token in sorted(sequence.targets[at])]
+            row_M, token_M = torch.tensor(wanted, device=self._device).T
+            logprob_M = logits_RV[row_M, token_M] - logits_RV.logsumexp(-1)[row_M]
+            check_finite(logprob_M)
+            for (r, token), logprob in zip(wanted, logprob_M.tolist(), strict=True):
+                sequence, position, _ = part[r]
+                sequence.logprobs[position, token] = logprob
+
+    def _logits(self, hidden_RH: Tensor) -> Tensor:
+        """Logits f32[R, V]."""
+        logits_RV = (hidden_RH @ head_weight(self._model).T).float()
+        softcap = logit_softcap(self._model)
+        return logits_RV if softcap is None else torch.tanh(logits_RV / softcap) * softcap
+
+    def _draw(self) -> Iterator[Event]:
+        """The next token of every generation that is ready for one."""
+        owners = [self._jobs[handle] for handle in dict.fromkeys(self._running.values())]
+        ready = [job for job in owners if isinstance(job, _Generation) and job.is_ready]
+        if not ready:
+            return
+        model_logits_RV = self._guided_logits(ready)
+        logits_RV = model_logits_RV.clone() if any(job.alters_logits for job in ready) else model_logits_RV
+        for logits_V, job in zip(logits_RV, ready, strict=True):
+            if job.sampling.repetition_penalty != 1.0:
+                seen_ids = torch.tensor(job.sequences[0].ids, device=self._device)
+                penalise(logits_V, seen_ids, job.sampling.repetition_penalty)
+            if not job.may_end:
+                logits_V[self._end_ids] = -math.inf
+        token_R = choose(logits_RV, [Draw(job.sampling, job.seed, job.num_drawn) for job in ready])
+        for row, job in enumerate(ready):
+            if job.sampling.logprobs:
+                job.logprobs.append(float(model_logits_RV[row].log_softmax(0)[token_R[row]]))
+        for job, token in zip(ready, token_R.tolist(), strict=True):
+            event = self._extend(job, token)
+            if event.text or event.result:
+                yield event
+
+    def _guided_logits(self, jobs: Sequence[_Generation]) -> Tensor:
+        """The model's logits for each generation, contrasted where it is guided: f32[R, V]."""
+        logits_RV = self._logits(torch.stack([job.sequences[0].hidden_H for job in jobs]))
+        guided = [row for row, job in enumerate(jobs) if len(job.sequences) > 1]
+        if guided:
+            against_RV = self._logits(torch.stack([jobs[row].sequences[1].hidden_H for row in guided]))
+            scale_R1 = torch.tensor([[jobs[row].scale] for row in guided], device=self._device)
+            logits_RV[guided] = against_RV + scale_R1 * (logits_RV[guided] - against_RV)
+        return logits_RV
+
+    def _extend(self, job: _Generation, token: int) -> Event:
+        """Take a drawn token; the request ends at an end token, a stop string, or its budget."""
+        for sequence in job.sequences:
+            sequence.ids.append(token)
+        ended = token in self._end_ids
+        if ended:
+            job.text.end(token)
+        else:
+            job.text.push(token, may_stop=job.may_end)
+        over = ended or job.text.stop is not None or job.num_drawn == job.budget
+        if not over:
+            return Event(job.handle, job.text.take())
+        job.text.finish(may_stop=job.may_end)
+        for sequence in job.sequences:
+            assert sequence.slot is not None
+            self._prefixes.insert(sequence.ids[: sequence.slot.length], sequence.slot.read)
+            self._stop(sequence)
+        del self._jobs[job.handle]
+        result = job.completion(ended or job.text.stop is not None)
+        return Event(job.handle, job.text.take(complete=True), result)
+
+    # --- Scoring ends
+
+    def _end_scoring(self, sequence: _Sequence) -> None:
+        job = self._jobs[self._running[sequence]]
+        assert isinstance(job, _Scoring)
+        job.num_open -= 1
+        self._stop(sequence)
+        if job.num_open == 0:
+            self._scored.append(job)
+
+    def _collect_scores(self) -> Iterator[Event]:
+        """The scoring requests that ended."""
+        while self._scored:
+            job = self._scored.pop()
+            if self._jobs.pop(job.handle, None):  # not cancelled meanwhile
+                yield Event(job.handle, result=job.scored())

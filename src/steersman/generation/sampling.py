@@ -1,0 +1,138 @@
+"""Logits -> the next token of each row, by the row's own rules and random stream alone.
+
+In this order, with x the logits of one row:
+
+    penalty      x_i <- x_i / r for x_i > 0, x_i * r otherwise, for every token i already in prompt or answer
+    temperature  x <- x / t
+    top-k        keep x_i >= the k-th largest
+    top-p        keep x_i >= the smallest logit of the nucleus: the likeliest tokens whose probability, renormalised
+                 after top-k, reaches p (ties with the smallest are kept)
+    draw         argmax_i x_i + g_i over those kept, g_i = -log(-log u_i)   (the Gumbel-max trick: a softmax sample)
+
+Every truncation is a threshold on the logits, so nothing is sorted but the few largest. u_i is a hash of (the request's
+seed, how many tokens it has, i): a draw depends on neither neighbours nor the order of anything, and rounding of the
+logits can only change it when two perturbed logits nearly tie.
+
+Shapes: R rows, V vocabulary, M (row, token) pairs that can win the draw.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steersman.errors import NonFiniteError
+from steersman.randomness import derive_seed
+from steersman.seams import Sampling
+
+NUCLEUS_GUESS = 512
+"""Largest logits looked at for top-p; a wider nucleus sorts its row."""
+UNIFORM_BITS = 32
+MAX_GUMBEL = -math.log(-math.log1p(-(2.0 ** -(UNIFORM_BITS + 1))))
+"""The largest noise that u, a multiple of 2^-32 plus one half of that, can give: about 22.9."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What decides one row's token.
+
+    Attributes:
+        sampling: the request's rules.
+        seed: the request's random stream.
+        step: how many tokens its answer has so far.
+    """
+
+    sampling: Sampling
+    seed: int
+    step: int
+
+
+def penalise(logits_V: Tensor, seen_ids: Tensor, penalty: float) -> None:
+    """Apply the repetition penalty to one row, in place."""
+    seen = logits_V[seen_ids]
+    logits_V[seen_ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+
+
+def check_finite(numbers: Tensor) -> None:
+    """Raise `NonFiniteError` where a model computes NaN or infinite logits."""
+    if not bool(numbers.isfinite().all()):
+        raise NonFiniteError("the model's logits are not finite; are its weights damaged, or its precision too low?")
+
+
+def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The next token of each row: i64[R]. Logits are f32, penalties applied, forbidden tokens at -inf.
+
+    Raises:
+        NonFiniteError: a row holds NaN or +inf.
+    """
+    top_R, token_R = logits_RV.max(dim=-1)
+    check_finite(top_R)
+    drawn = [row for row, draw in enumerate(draws) if not draw.sampling.greedy]
+    if drawn:
+        token_R[drawn] = _draw(logits_RV[drawn], [draws[row] for row in drawn])
+    return token_R
+
+
+def _draw(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    device = logits_RV.device
+    temperature_R = torch.tensor([draw.sampling.temperature for draw in draws], device=device)
+    key_R = torch.tensor([derive_seed(draw.seed, draw.step) for draw in draws], device=device)
+    scaled_RV = logits_RV / temperature_R[:, None]
+    threshold_R = _truncate(scaled_RV, [draw.sampling for draw in draws])
+    # The likeliest token takes part in every draw, so whoever cannot beat its perturbed logit is out.
+    top_R, likeliest_R = scaled_RV.max(dim=-1)
+    floor_R = (top_R + gumbel(key_R, likeliest_R) - MAX_GUMBEL).float()
+    row_M, token_M = (scaled_RV >= torch.maximum(threshold_R, floor_R)[:, None]).nonzero(as_tuple=True)
+    perturbed_M = scaled_RV[row_M, token_M] + gumbel(key_R[row_M], token_M)
+    best_R = perturbed_M.new_full(top_R.shape, -math.inf).scatter_reduce(0, row_M, perturbed_M, "amax")
+    won_M = perturbed_M == best_R[row_M]
+    winner_R = torch.full_like(likeliest_R, logits_RV.shape[1])
+    return winner_R.scatter_reduce(0, row_M[won_M], token_M[won_M], "amin")  # of exact ties, the first
+
+
+def _truncate(scaled_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """The smallest logit that top-k and top-p keep in each row: f32[R], -inf where they keep all."""
+    vocabulary = scaled_RV.shape[1]
+    threshold_R = scaled_RV.new_full((len(samplings),), -math.inf)
+    rows = [row for row, sampling in enumerate(samplings) if sampling.top_k or sampling.top_p < 1.0]
+    width = min(vocabulary, max((samplings[row].top_k or NUCLEUS_GUESS for row in rows), default=0))
+    while rows:
+        found, reached = _nucleus(scaled_RV[rows], [samplings[row] for row in rows], width)
+        threshold_R[rows] = found
+        rows = [row for row, reached_row in zip(rows, reached.tolist(), strict=True) if not reached_row]
+        width = vocabulary
+    return threshold_R
+
+
+def _nucleus(scaled_RV: Tensor, samplings: Sequence[Sampling], width: int) -> tuple[Tensor, Tensor]:
+    """Each row's threshold within its `width` largest logits (K), and whether they were enough to find it."""
+    kept_R = torch.tensor([sampling.top_k or scaled_RV.shape[1] for sampling in samplings], device=scaled_RV.device)
+    # The whole distribution has p = 1, but rounded sums reach 1 too early.
+    top_p_R = [sampling.top_p if sampling.top_p < 1.0 else math.inf for sampling in samplings]
+    largest_RK = scaled_RV.topk(width).values
+    outside_RK = torch.arange(width, device=scaled_RV.device) >= kept_R[:, None]
+    within_R = largest_RK.masked_fill(outside_RK, -math.inf).logsumexp(-1)
+    total_R = torch.where(kept_R <= width, within_R, scaled_RV.logsumexp(-1))
+    cumulative_RK = (largest_RK - total_R[:, None]).exp().cumsum(-1)
+    short_RK = (cumulative_RK < torch.tensor(top_p_R, device=scaled_RV.device)[:, None]) & ~outside_RK
+    size_R = short_RK.sum(-1) + 1  # the token that reaches top_p belongs to the nucleus
+    limit_R = kept_R.clamp(max=width)
+    threshold_R = largest_RK.gather(-1, torch.minimum(size_R, limit_R)[:, None] - 1)[:, 0]
+    return threshold_R, (size_R <= limit_R) | (kept_R <= width)
+
+
+def gumbel(key: Tensor, token: Tensor) -> Tensor:
+    """Standard Gumbel noise, f64, a pure function of a 63-bit key and a token id (splitmix64 of key + id * golden)."""
+    bits = key + (token + 1) * -0x61C8864680B583EB
+    bits = (bits ^ _shift_right(bits, 30)) * -0x40A7B892E31B1A47
+    bits = (bits ^ _shift_right(bits, 27)) * -0x6B2FB644ECCEEE15
+    bits = _shift_right(bits ^ _shift_right(bits, 31), 64 - UNIFORM_BITS)
+    uniform = (bits.double() + 0.5) / 2.0**UNIFORM_BITS
+    return -(-uniform.log()).log()
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical shift of 64-bit words (torch's own keeps the sign)."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
