@@ -1,0 +1,1 @@
+"""Conversations as text, and text as tokens: template, tokenizer, loss mask, cleaning, showing."""

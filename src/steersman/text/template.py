@@ -1,0 +1,135 @@
+"""Conversation -> text: the one home of chat markup and of what the loss sees of it.
+
+In: a `Conversation` and the card's `TemplateSpec`. Out: the text, the character spans that are trained (see
+docs/formats.md for the rules), and the spans where a speaker's own words look like a control string and must not
+become one. The same object writes the prompts of inference, so both agree by construction.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from steersman.card import TemplateSpec
+from steersman.errors import DataError
+from steersman.records import ASSISTANT, Conversation, Prompt, Span
+from steersman.text.chat import Chat
+from steersman.text.draft import Draft
+from steersman.text.markup import Markup, chatml, extra_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: ready to be tokenised as one piece.
+        trained: character spans that are targets, ascending and disjoint.
+        literal: character spans where a control string stands in somebody's own words.
+    """
+
+    text: str
+    trained: tuple[Span, ...]
+    literal: tuple[Span, ...]
+
+
+class Template:
+    """Writes conversations and prompts as a card's template says.
+
+    Args:
+        spec: the template.
+        tokenizer: its chat template serves kind="chat" (required there); its special tokens count as control strings.
+
+    Raises:
+        TokenizerError: kind="chat", and the tokenizer has no usable chat template.
+    """
+
+    def __init__(self, spec: TemplateSpec, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
+        self.spec = spec
+        self._layout: Markup | Chat
+        if spec.kind == "chat":
+            self._layout = Chat(spec, tokenizer)
+        else:
+            self._layout = extra_id(spec) if spec.kind == "extra_id" else chatml(spec)
+        special = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
+        self._controls = _StringFinder({*spec.control_strings, *(token.content for token in special if token.special)})
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """What ends an answer."""
+        return (self._layout.stop.strip(),)
+
+    @property
+    def answer_end(self) -> str:
+        """Everything that is trained after an answer's text, as it stands in the conversation."""
+        return self._layout.answer_end
+
+    @property
+    def label_end(self) -> str:
+        """What follows a predicted label string."""
+        return self._layout.label_end
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The whole conversation with its trained spans.
+
+        Raises:
+            DataError: a role that the template does not know, a conversation that the chat template refuses, or, under
+                control="text", a control string in somebody's words.
+        """
+        draft = self._layout.render(conversation)
+        trained = tuple(span for span in draft.trained if span[0] < span[1])
+        return Rendered(draft.text, trained, self._literal(draft))
+
+    def prompt_for_answer(
+        self, conversation: Conversation, *, role: str = ASSISTANT, label: str | None = None
+    ) -> Prompt:
+        """All turns, then the header of the next one and, when it is given, its label line."""
+        if label is not None:
+            conversation = conversation.model_copy(update={"type": "VALUE_TO_TEXT"})
+        return self._prompt(self._layout.render_to_answer(conversation, role, label))
+
+    def prompt_for_label(self, conversation: Conversation) -> Prompt:
+        """All turns up to where the label string of the last one begins; that turn's own label is ignored."""
+        conversation = conversation.model_copy(update={"type": "TEXT_TO_VALUE"})
+        return self._prompt(self._layout.render_to_label(conversation))
+
+    def _prompt(self, draft: Draft) -> Prompt:
+        return Prompt(text=draft.text, literal=self._literal(draft))
+
+    def _literal(self, draft: Draft) -> tuple[Span, ...]:
+        """Where control strings stand in the speakers' own words, or reach into them."""
+        literal = tuple(
+            (start, end)
+            for start, end in self._controls.find(draft.text)
+            if any(start < said_end and said_start < end for said_start, said_end in draft.said)
+        )
+        for start, end in literal if self.spec.control == "text" else ():
+            if draft.text[start:end] in self.spec.control_strings:
+                raise DataError(
+                    f"the text holds the control string {draft.text[start:end]!r}, which this template writes as plain "
+                    "text, so the two cannot be told apart; change the text, or train with control: special"
+                )
+        return literal
+
+
+class _StringFinder:
+    """Finds any of many strings in a text: leftmost first, the longest at each place, without overlaps."""
+
+    def __init__(self, strings: set[str]) -> None:
+        self._strings = strings
+        self._lengths = sorted({len(string) for string in strings}, reverse=True)
+        self._start = re.compile(f"[{re.escape(''.join(sorted({string[0] for string in strings})))}]")
+
+    def find(self, text: str) -> list[Span]:
+        found: list[Span] = []
+        for match in self._start.finditer(text):
+            start = match.start()
+            if found and start < found[-1][1]:
+                continue
+            for length in self._lengths:
+                if text[start : start + length] in self._strings:
+                    found.append((start, start + length))
+                    break
+        return found
