@@ -4,8 +4,6 @@ h = W x + (alpha / rank) B A x, with W frozen (arXiv 2106.09685). Rows of tokens
 trained beside it, since a frozen row could never learn what a new control token means.
 """
 
-from typing import Any
-
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
@@ -31,14 +29,16 @@ class LoraConfig(Config):
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int]) -> PeftModel:
     """The model with a fresh adapter: only the adapter and the rows of `new_token_ids` are trainable."""
-    options: dict[str, Any] = {"trainable_token_indices": new_token_ids} if new_token_ids else {}
+    embeddings = {id(e.weight): e for e in (model.get_input_embeddings(), model.get_output_embeddings())}
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    rows = {names[id(embedding)]: new_token_ids for embedding in embeddings.values()}  # one name when they are tied
     peft_config = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=config.targets,
-        **options,
+        trainable_token_indices=rows if new_token_ids else None,
     )
     return get_peft_model(model, peft_config)
 

@@ -63,9 +63,7 @@ def _read_gguf(source: Path) -> LoadedModel:
     return LoadedModel(cast(PreTrainedModel, model), Encoder(tokenizer, card.template), card, str(source))
 
 
-def merge(
-    source: str | Path, output: str | Path, *, precision: Precision = "auto", overwrite: bool = False
-) -> Path:
+def merge(source: str | Path, output: str | Path, *, precision: Precision = "auto", overwrite: bool = False) -> Path:
     """Write the plain model of an adapter folder: base weights with the update added, written in `precision`.
 
     Raises:

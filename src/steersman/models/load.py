@@ -23,6 +23,7 @@ from steersman.card import ModelCard, TemplateSpec
 from steersman.errors import ModelError, OutputError
 from steersman.models.adapters import LoraConfig, add_lora
 from steersman.models.attention import IMPLEMENTATION
+from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -256,14 +257,14 @@ def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
 
     The folder appears whole or not at all; one that is there already is replaced in the end.
     """
-    from steersman.text.template import export_chat_template
-
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        loaded.model.save_pretrained(temporary)
+        adapted = isinstance(loaded.model, PeftModel)
+        # peft would add the whole embedding because it has grown; the rows that were trained are in the adapter.
+        loaded.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapted else {}))
         loaded.encoder.tokenizer.save_pretrained(temporary)
         template = export_chat_template(loaded.card.template, loaded.encoder.tokenizer, loaded.card.attributes)
         (temporary / "chat_template.jinja").write_text(template)
