@@ -1,0 +1,313 @@
+"""OpenAssistant message trees -> conversations, or preference pairs from the ranks of replies.
+
+Comes in: one tree a line (`{"message_tree_id", "prompt": {"text", "role", "labels", "replies": [...]}}`), or one
+message a line as the hub publishes them (`{"message_id", "parent_id", "message_tree_id", "text", "role", "labels"}`),
+which are put back into trees. Goes out, per tree: every root-to-leaf path with at least two messages as a
+conversation, or every pair of ranked answers to one message as a `PreferencePair`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+from pydantic import model_validator
+
+from steersman.attributes import OASST, AttributeSchema, fraction_to_value
+from steersman.errors import DataError, LabelError
+from steersman.randomness import derive_seed
+from steersman.records import ASSISTANT, USER, Conversation, ConversationType, Message, PreferencePair
+from steersman.sources.deep_json import parse_object
+from steersman.sources.inputs import Inputs, Line
+from steersman.sources.prepare import Bar, Branch, ConversationConfig, Group, Progress, no_bar, prepare
+from steersman.sources.spool import Spool
+from steersman.sources.summary import DataSummary
+
+NAMES = frozenset(OASST.names)
+ROLES = {"prompter": USER, "assistant": ASSISTANT}
+OPENAI_ROLES = {USER: "user", ASSISTANT: "assistant"}
+
+
+class OasstConfig(ConversationConfig):
+    """Options of OpenAssistant data.
+
+    Attributes:
+        label_turns: "assistant": user turns lose their labels; "all": they keep them.
+        train_once: a turn that several paths share is trained in the first of them only (`"train": false` in the
+            others), and a path that trains nothing new is left out.
+        lang: labels end in `lang:en`.
+        preferences: write preference pairs in place of conversations: all pairs of differently ranked assistant
+            replies to one user message, best first, `margin` being the difference of ranks.
+    """
+
+    type: ConversationType | None = "TEXT_TO_VALUE"
+    label_turns: Literal["assistant", "all"] = "assistant"
+    train_once: bool = False
+    lang: bool = False
+    preferences: bool = False
+
+    @model_validator(mode="after")
+    def _check_preferences(self) -> "OasstConfig":
+        if self.preferences and (self.derive or self.train_once or self.lang):
+            raise ValueError("preferences have no labels: drop derive, train_once and lang")
+        return self
+
+
+def prepare_oasst(config: OasstConfig, bar: Bar = no_bar) -> DataSummary:
+    """Prepare OpenAssistant trees or message rows. See `prepare.prepare` for what is written and raised."""
+    schema = OASST.model_copy(update={"language": config.lang})
+
+    def group(tree: Tree) -> Group:
+        return Group(tree.id, preferences(tree) if config.preferences else conversations(tree, config, schema))
+
+    def parse_line(text: bytes) -> Group | dict[str, Any]:
+        value = parse_object(text)
+        return group(parse_tree(value)) if "prompt" in value else parse_row(value)
+
+    def parse_rows(text: bytes) -> Group:
+        return group(join_rows(orjson.loads(text)))
+
+    def read(inputs: Inputs, progress: Progress) -> Iterator[Group]:
+        with Spool(Path(config.output_prefix).parent) as rows:
+            for line, item in inputs.parse(inputs.lines(progress), parse_line):
+                if isinstance(item, Group):
+                    yield item
+                else:
+                    rows.append(derive_seed(0, item["message_tree_id"]), [line.path, line.number, item])
+            for _, item in inputs.parse(_row_groups(rows), parse_rows):
+                yield item
+
+    return prepare(config, read, schema, bar)
+
+
+def _row_groups(rows: Spool) -> Iterator[Line]:
+    """The rows of each tree as one line, which stands where its first row stood."""
+    for items in rows.groups(0, len(rows)):
+        parked = [rows[item] for item in items]
+        path, number, _ = parked[0]
+        yield Line(path, number, orjson.dumps([row for _, _, row in parked]))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A message of a tree.
+
+    Attributes:
+        id: the message's own id, or one made of the tree's id and its position.
+        parent: index of the message it answers; -1 for the first.
+        role: "User" or "Assistant".
+        text: what it says.
+        values: attribute -> value on the 0-4 scale, those that people judged.
+        language: code of the language, without the country.
+        rank: place among its siblings, 0 being best, if people ranked them.
+    """
+
+    id: str
+    parent: int
+    role: str
+    text: str
+    values: dict[str, int]
+    language: str | None
+    rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A message tree; its nodes in depth-first order, replies in their own order."""
+
+    id: str
+    nodes: list[Node]
+
+    def paths(self) -> Iterator[list[int]]:
+        """Indices along each path from the root to a leaf, in depth-first order."""
+        path: list[int] = []
+        for index, node in enumerate(self.nodes):
+            while path and path[-1] != node.parent:
+                path.pop()
+            path.append(index)
+            if index + 1 == len(self.nodes) or self.nodes[index + 1].parent != index:
+                yield list(path)
+
+    def path_to(self, index: int) -> list[int]:
+        """Indices from the root to a node."""
+        path = []
+        while index >= 0:
+            path.append(index)
+            index = self.nodes[index].parent
+        return path[::-1]
+
+
+def parse_tree(value: dict[str, Any]) -> Tree:
+    """The tree that a JSON object describes, of any depth.
+
+    Raises:
+        DataError, LabelError: something is missing, of the wrong kind or out of range; names the message.
+    """
+    tree_id, prompt = value.get("message_tree_id"), value.get("prompt")
+    if not isinstance(tree_id, str):
+        raise DataError('"message_tree_id" is missing or no string')
+    nodes: list[Node] = []
+    waiting: list[tuple[Any, int]] = [(prompt, -1)]
+    while waiting:
+        message, parent = waiting.pop()
+        index = len(nodes)
+        nodes.append(_parse_message(message, parent, f"{tree_id}/{index}"))
+        replies = message.get("replies", [])
+        if not isinstance(replies, list):
+            raise DataError(f'message {nodes[index].id}: "replies" must be a list, not {type(replies).__name__}')
+        waiting.extend((reply, index) for reply in reversed(replies))
+    return Tree(tree_id, nodes)
+
+
+def parse_row(value: dict[str, Any]) -> dict[str, Any]:
+    """A flat message row, checked and cut down to what a tree needs."""
+    row = {key: value.get(key) for key in ("message_id", "parent_id", "message_tree_id")}
+    if not isinstance(row["message_id"], str) or not isinstance(row["message_tree_id"], str):
+        raise DataError('neither a tree (no "prompt") nor a message of one (no "message_id" and "message_tree_id")')
+    _parse_message(value, -1, row["message_id"])
+    return row | {key: value.get(key) for key in ("text", "role", "lang", "rank", "labels")}
+
+
+def join_rows(rows: list[dict[str, Any]]) -> Tree:
+    """The tree of which `rows` are the messages; replies to a message stand in the order of the rows.
+
+    Raises:
+        DataError: a message is there twice or lacks its parent, or the first message is not exactly one.
+    """
+    messages: dict[str, dict[str, Any]] = {row["message_id"]: {**row, "replies": []} for row in rows}
+    roots = []
+    for message in messages.values():
+        if (parent := message["parent_id"]) is None:
+            roots.append(message)
+        elif parent in messages:
+            messages[parent]["replies"].append(message)
+        else:
+            raise DataError(f"message {message['message_id']}: the message it answers, {parent}, is not in the data")
+    tree_id = rows[0]["message_tree_id"]
+    if len(roots) != 1:
+        raise DataError(f"tree {tree_id} has {len(roots)} first messages (without parent_id), not one")
+    tree = parse_tree({"message_tree_id": tree_id, "prompt": roots[0]})
+    if len(tree.nodes) != len(rows):
+        raise DataError(f"tree {tree_id}: {len(rows) - len(tree.nodes)} messages stand twice or answer one another")
+    return tree
+
+
+def _parse_message(message: Any, parent: int, position: str) -> Node:
+    if not isinstance(message, dict):
+        raise DataError(f"message {position}: expected an object, found {type(message).__name__}")
+    name = message.get("message_id") or position
+    role, text, language, rank = (message.get(key) for key in ("role", "text", "lang", "rank"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise DataError(f"message {name}: unknown role {role!r}; expected prompter or assistant")
+    if not isinstance(text, str):
+        raise DataError(f'message {name}: "text" must be a string, not {type(text).__name__}')
+    if not isinstance(language, str | None):
+        raise DataError(f'message {name}: "lang" must be a string, not {type(language).__name__}')
+    if isinstance(rank, bool) or not isinstance(rank, int | None):
+        raise DataError(f'message {name}: "rank" must be a whole number, not {rank!r}')
+    try:
+        values = _values(message.get("labels"))
+    except (DataError, LabelError) as error:
+        raise DataError(f"message {name}: labels: {error}") from None
+    return Node(str(name), parent, ROLES[role], text, values, language and language.split("-")[0], rank)
+
+
+def _values(labels: Any) -> dict[str, int]:
+    """Attribute -> value; judgements that are no attributes (spam, pii ...) are left out.
+
+    `labels` is `{name: {"value": x, ...}}`, or, in flat rows, `{"name": [...], "value": [...]}`.
+    """
+    if labels is None:
+        return {}
+    if not isinstance(labels, dict):
+        raise DataError(f"expected an object, found {type(labels).__name__}")
+    if isinstance(names := labels.get("name"), list):
+        fractions = labels.get("value")
+        if not isinstance(fractions, list) or len(names) != len(fractions):
+            raise DataError('"name" and "value" must be lists of equal length')
+        labels = {str(name): {"value": fraction} for name, fraction in zip(names, fractions, strict=True)}
+    values = {}
+    for name, entry in labels.items():
+        if name in NAMES and entry is not None:
+            fraction = entry.get("value") if isinstance(entry, dict) else entry
+            if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+                raise DataError(f"{name} must be a number, not {fraction!r}")
+            values[name] = fraction_to_value(fraction)
+    return values
+
+
+def conversations(tree: Tree, config: OasstConfig, schema: AttributeSchema) -> list[Branch]:
+    """Every path of at least two messages, depth first, as a conversation that carries `tree_id`."""
+    messages = [_message(node, config, schema) for node in tree.nodes]
+    branches: list[Branch] = []
+    last = -1  # leaf of the path kept last; nodes stand depth first, so a path's nodes up to it are in that path too
+    for path in tree.paths():
+        if len(path) < 2:
+            continue
+        num_shared = sum(index <= last for index in path)
+        turns = [messages[index] for index in path]
+        if config.train_once:
+            turns[:num_shared] = [turn.model_copy(update={"train": False}) for turn in turns[:num_shared]]
+        conversation = Conversation.model_validate(
+            {
+                "system": config.system,
+                "mask": config.mask_role,
+                "type": config.type,
+                "conversations": turns,
+                "tree_id": tree.id,
+            }
+        )
+        if config.train_once and not any(_is_trained(conversation, index) for index in range(num_shared, len(path))):
+            continue
+        branches.append(Branch(conversation.to_json(), num_shared))
+        last = path[-1]
+    return branches
+
+
+def _message(node: Node, config: OasstConfig, schema: AttributeSchema) -> Message:
+    label = None
+    if node.values and (node.role == ASSISTANT or config.label_turns == "all"):
+        label = schema.encode(node.values, node.language if config.lang else None)
+    return Message(role=node.role, value=node.text, label=label)
+
+
+def _is_trained(conversation: Conversation, index: int) -> bool:
+    """Whether something of a turn is trained: its role is not masked, and it is not an opening turn to be obeyed."""
+    opens = index == 0 and conversation.type != "TEXT_TO_VALUE"
+    return not opens and not conversation.is_masked(conversation.conversations[index])
+
+
+def preferences(tree: Tree) -> list[Branch]:
+    """All pairs of differently ranked assistant replies to one user message, the better first."""
+    ranked: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, node in enumerate(tree.nodes):
+        answers = node.role == ASSISTANT and node.parent >= 0 and tree.nodes[node.parent].role == USER
+        if answers and node.rank is not None:
+            ranked[node.parent].append((node.rank, index))
+    branches = []
+    for parent in sorted(ranked):
+        prompt = [
+            {"role": OPENAI_ROLES[tree.nodes[index].role], "content": tree.nodes[index].text}
+            for index in tree.path_to(parent)
+        ]
+        for (rank, better), (worse_rank, worse) in combinations(sorted(ranked[parent]), 2):
+            if rank == worse_rank:
+                continue
+            chosen, rejected = tree.nodes[better], tree.nodes[worse]
+            pair = PreferencePair.model_validate(
+                {
+                    "id": f"{chosen.id}>{rejected.id}",
+                    "prompt": prompt,
+                    "chosen": chosen.text,
+                    "rejected": rejected.text,
+                    "judge": "human",
+                    "source": "oasst",
+                    "margin": float(worse_rank - rank),
+                    "tree_id": tree.id,
+                }
+            )
+            branches.append(Branch(pair.model_dump()))
+    return branches

@@ -1,0 +1,292 @@
+"""What all sources share: split into training and validation, derive attributes, count, write.
+
+Comes in: groups of records (a tree's conversations, in order), one after the other. Goes out: `P_train.jsonl`,
+`P_val.jsonl`, `P_schema.json` (a `DataSummary`) and, when lines were skipped, `P_rejects.jsonl`.
+
+Groups are parked on disk beside the output as they come, and what is shuffled are their numbers, so data larger than
+memory works (twice the output's size must fit on the disk). The shuffle is NeMo's: `random.seed(seed);
+random.shuffle(groups)`, the first `int(n * split_ratio)` train.
+"""
+
+import contextlib
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from steersman import jsonl
+from steersman.attributes import AttributeSchema
+from steersman.config import Config
+from steersman.errors import ConfigError, DataError
+from steersman.jsonl import OnError, Rejects
+from steersman.randomness import derive_seed
+from steersman.records import ASSISTANT, DEFAULT_SYSTEM, USER, Conversation, ConversationType
+from steersman.sources.inputs import Inputs
+from steersman.sources.labels import Labels, Tally
+from steersman.sources.spool import Items, Spool
+from steersman.sources.summary import DataSummary, length_thresholds, summary_path
+
+
+class PrepareConfig(Config):
+    """What to read, how to split it, where to write.
+
+    Attributes:
+        input: files, or `hf://` locations, read one after the other.
+        output_prefix: P of the files that are written.
+        val_input: files whose records make up the validation file; all of `input` then trains.
+        split_ratio: share of the groups that train.
+        seed: of the shuffle and the folds.
+        fold: "k/n": validate on the k-th (from 1) of n disjoint folds, train on the others. A group's fold depends on
+            nothing but the seed and its id, so it is the same in every file and mixture of files.
+        limit: read only the first so many lines, before the shuffle.
+        derive: attributes to compute from the text and append to each labelled assistant turn's label; `verbosity` is
+            the fifth of the training turns' lengths in which the answer's length lies.
+        on_error: "stop" at a bad line, or "skip" it into `P_rejects.jsonl`.
+        overwrite: replace existing output.
+    """
+
+    input: tuple[str, ...] = Field(min_length=1)
+    output_prefix: str = Field(min_length=1)
+    val_input: tuple[str, ...] = ()
+    split_ratio: float = Field(default=0.95, ge=0.0, le=1.0)
+    seed: int = 10
+    fold: str | None = Field(default=None, pattern=r"^[1-9][0-9]*/[1-9][0-9]*$")
+    limit: int | None = Field(default=None, ge=1)
+    derive: tuple[Literal["verbosity"], ...] = ()
+    on_error: OnError = "stop"
+    overwrite: bool = False
+
+    @field_validator("fold")
+    @classmethod
+    def _check_fold(cls, fold: str | None) -> str | None:
+        if fold is not None:
+            number, count = map(int, fold.split("/"))
+            if number > count or count < 2:
+                raise ValueError(f"write k/n with n of 2 or more and k from 1 to n, not {fold}")
+        return fold
+
+    @model_validator(mode="after")
+    def _check(self) -> "PrepareConfig":
+        if self.fold and self.val_input:
+            raise ValueError("fold and val_input both say what to validate on: give one of them")
+        return self
+
+
+class ConversationConfig(PrepareConfig):
+    """What conversations that are made from other data say of themselves.
+
+    Attributes:
+        type: what the label line teaches (see `Conversation`).
+        mask_role: roles that are never trained, comma-separated.
+        system: system prompt of those that bring none, exactly as rendered.
+    """
+
+    type: ConversationType | None = "VALUE_TO_TEXT"
+    mask_role: str = USER
+    system: str = DEFAULT_SYSTEM + "\n\n"
+
+    @field_validator("mask_role")
+    @classmethod
+    def _check_mask_role(cls, mask_role: str) -> str:
+        if not mask_role.replace(",", "").strip():
+            raise ValueError("name at least one role, such as User")
+        return mask_role
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A record in its JSON form.
+
+    Attributes:
+        record: a conversation or a preference pair.
+        num_shared: how many of its first turns an earlier branch of the same group holds already.
+    """
+
+    record: dict[str, Any]
+    num_shared: int = 0
+
+
+class Group(NamedTuple):
+    """Records that stay together: all of them train, or all validate.
+
+    Attributes:
+        key: the id of the tree, or whatever else makes records alike; groups of equal key are one.
+        branches: its records; none, for a tree of one message (it counts in the split all the same).
+    """
+
+    key: str
+    branches: list[Branch]
+
+
+Progress = Callable[[int], Any]
+Read = Callable[[Inputs, Progress], Iterator[Group]]
+Bar = Callable[..., AbstractContextManager[Progress]]
+"""`cli.progress.progress_bar`, or anything that is called and used alike."""
+
+
+def each_line(parse: Callable[[bytes], Conversation]) -> Read:
+    """A source whose lines are conversations: those that carry one `tree_id`, or begin alike, make up a group."""
+
+    def group(text: bytes) -> Group:
+        conversation = parse(text)
+        key = (conversation.model_extra or {}).get("tree_id") or conversation.conversations[0].value
+        return Group(str(key), [Branch(conversation.to_json())])
+
+    return lambda inputs, progress: (item for _, item in inputs.parse(inputs.lines(progress), group))
+
+
+def carried(row: dict[str, Any], *used: str) -> dict[str, Any]:
+    """The keys of a raw row that its record carries along untouched: all but the `used` ones.
+
+    Raises:
+        DataError: one has the name of a record's own key.
+    """
+    rest = {key: value for key, value in row.items() if key not in used}
+    if clash := [key for key in rest if key in Conversation.model_fields]:
+        raise DataError(f"the row has a key {clash[0]!r}, which the record needs for itself; rename it")
+    return rest
+
+
+@contextlib.contextmanager
+def no_bar(description: str, *, total: int | None, unit: str) -> Iterator[Progress]:
+    yield lambda num_done: None
+
+
+def prepare(config: PrepareConfig, read: Read, schema: AttributeSchema, bar: Bar = no_bar) -> DataSummary:
+    """Read all groups, split them, and write the files.
+
+    Args:
+        config: what to do.
+        read: a source: the groups of the inputs, in order.
+        schema: of the labels as the source writes them.
+        bar: shows the progress of reading and of writing.
+
+    Raises:
+        DataError: a line cannot be used, or there is nothing to write.
+        ConfigError: a derived attribute is one of the schema's already.
+        OutputError: an output exists, or cannot be written.
+    """
+    if clash := set(config.derive) & set(schema.names):
+        raise ConfigError(f"derive: the labels have {', '.join(clash)} already")
+    outputs = _Outputs(config.output_prefix, config.overwrite)
+    with Spool(outputs.train.parent) as spool:
+        with contextlib.closing(Rejects(outputs.rejects if config.on_error == "skip" else None)) as rejects:
+            num_input = _park(spool, config.input, config, read, rejects, bar)
+            if config.val_input:
+                _park(spool, config.val_input, config, read, rejects, bar)
+        if num_input == 0:
+            raise DataError(f"nothing to prepare in {', '.join(config.input)}")
+        split = _split(spool, num_input, config)
+        lengths = _lengths(spool, split.train) if config.derive else Counter()
+        if config.derive and not lengths:
+            raise DataError("derive: no assistant turn in the training split has a label, so there are no thresholds")
+        labels = Labels(schema, dict.fromkeys(config.derive, length_thresholds(lengths)))
+        outputs.begin()
+        with (
+            jsonl.writer(outputs.train, overwrite=True) as put_train,
+            jsonl.writer(outputs.val, overwrite=True) as put_val,
+            bar("write", total=len(spool), unit="groups") as progress,
+        ):
+            train = _write(put_train, spool, split.train, labels, progress)
+            val = _write(put_val, spool, split.val, labels, progress)
+    summary = DataSummary(
+        attributes=train.schema,
+        thresholds=labels.thresholds,
+        label_counts=train.label_counts,
+        train=train.counts,
+        val=val.counts,
+        rejects=rejects.count,
+    )
+    outputs.finish(summary)
+    return summary
+
+
+def _park(spool: Spool, locations: Sequence[str], config: PrepareConfig, read: Read, rejects: Rejects, bar: Bar) -> int:
+    """Append the groups of some inputs to the spool; returns its length."""
+    inputs = Inputs(locations, on_error=config.on_error, rejects=rejects, limit=config.limit)
+    with bar("read", total=inputs.num_bytes, unit="bytes") as progress:
+        for group in read(inputs, progress):
+            spool.append(derive_seed(config.seed, "group", group.key), group.branches)
+    return len(spool)
+
+
+class _Split(NamedTuple):
+    train: Items
+    val: Items
+
+
+def _split(spool: Spool, num_input: int, config: PrepareConfig) -> _Split:
+    """Which parked items train and which validate, in the order in which they are written."""
+    groups = spool.groups(0, num_input)
+    shuffled = array("q", range(len(groups)))
+    random.Random(config.seed).shuffle(shuffled)
+    order = np.array(shuffled, dtype=np.int64)
+    if config.val_input:
+        held_out = spool.groups(num_input, len(spool))
+        return _Split(groups.items(order), held_out.items(np.arange(len(held_out))))
+    if config.fold:
+        number, count = map(int, config.fold.split("/"))
+        in_fold = groups.keys[order] % count == number - 1
+        return _Split(groups.items(order[~in_fold]), groups.items(order[in_fold]))
+    num_train = int(len(order) * config.split_ratio)
+    return _Split(groups.items(order[:num_train]), groups.items(order[num_train:]))
+
+
+def _own_turns(branch: Branch) -> Iterator[dict[str, Any]]:
+    """The turns of a conversation that no earlier branch of its group holds."""
+    return islice(branch.record.get("conversations", ()), branch.num_shared, None)
+
+
+def _lengths(spool: Spool, items: Items) -> Counter[int]:
+    """Length in characters -> how many labelled assistant turns have it; turns shared by several records count once."""
+    return Counter(
+        len(turn["value"])
+        for item in items
+        for branch in spool[item]
+        for turn in _own_turns(Branch(**branch))
+        if turn["from"] == ASSISTANT and turn["label"]
+    )
+
+
+def _write(put: Callable[[Any], None], spool: Spool, items: Items, labels: Labels, progress: Progress) -> Tally:
+    """Write the records of the items, with their final labels; returns what they amount to."""
+    tally = Tally(labels)
+    for item in items:
+        for branch in (Branch(**parked) for parked in spool[item]):
+            for turn in branch.record.get("conversations", ()):
+                labels.derive(turn)
+            put(branch.record)
+            tally.add(spool.key(item), _own_turns(branch))
+        progress(1)
+    return tally
+
+
+class _Outputs:
+    """The files of a prefix, and a marker that lies beside them while they are being written.
+
+    A run that was killed between two of its files leaves the marker, which tells the next run that what it finds is no
+    one's finished work.
+    """
+
+    def __init__(self, prefix: str, overwrite: bool) -> None:
+        self.train, self.val, self.rejects = (Path(f"{prefix}_{name}.jsonl") for name in ("train", "val", "rejects"))
+        self._summary = summary_path(prefix)
+        self._marker = self.train.with_name(f".{self.train.stem}.unfinished")
+        for path in (self.train, self.val, self._summary):
+            jsonl.check_absent(path, overwrite or self._marker.exists())
+        self.rejects.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        jsonl.write_bytes(self._marker, b"")
+
+    def finish(self, summary: DataSummary) -> None:
+        summary.save(self._summary)
+        self._marker.unlink()

@@ -1,0 +1,91 @@
+"""Items parked on disk so that data larger than memory can be shuffled and regrouped: memory holds 16 bytes an item."""
+
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsIndex
+
+import numpy as np
+import orjson
+
+from steersman import jsonl
+
+Items = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""Numbers of items, in the order in which they are to be read."""
+
+
+class Spool:
+    """A list of JSON items in a temporary file without a name (a killed run leaves nothing behind), each under a key.
+
+    Args:
+        folder: where the file lives; made when absent. The items' size must fit there once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with jsonl.named_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed on exit)
+        self._folder = folder
+        self._keys = array("q")
+        self._starts = array("q")
+        self._end = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def append(self, key: int, item: Any) -> None:
+        """Park an item under a key (63 bits, such as `randomness.derive_seed` gives)."""
+        line = jsonl.dumps(item)
+        with jsonl.named_errors(self._folder):
+            self._file.write(line)
+        self._keys.append(key)
+        self._starts.append(self._end)
+        self._end += len(line)
+
+    def key(self, index: SupportsIndex) -> int:
+        return self._keys[index]
+
+    def __getitem__(self, index: SupportsIndex) -> Any:
+        self._file.seek(self._starts[index])
+        return orjson.loads(self._file.readline())
+
+    def groups(self, start: int, stop: int) -> "Groups":
+        """The items `start` to `stop`, grouped by key."""
+        return Groups(np.array(self._keys[start:stop], dtype=np.int64), start)
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class Groups:
+    """The items of equal key: groups in order of first appearance, items of a group in their order."""
+
+    def __init__(self, keys: Items, start: int) -> None:
+        distinct, first, inverse, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+        by_appearance = np.argsort(first)
+        number = np.empty_like(by_appearance)
+        number[by_appearance] = np.arange(len(by_appearance))
+        self._items = np.argsort(number[inverse], kind="stable") + start
+        self._sizes = sizes[by_appearance]
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self.keys: Items = distinct[by_appearance]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Items]:
+        return (self._items[start : start + size] for start, size in zip(self._starts, self._sizes, strict=True))
+
+    def items(self, order: Items) -> Items:
+        """The items of the groups with these numbers, one group after the other."""
+        sizes = self._sizes[order]
+        within_group = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        items: Items = self._items[np.repeat(self._starts[order], sizes) + within_group]
+        return items
