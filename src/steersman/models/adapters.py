@@ -29,9 +29,10 @@ class LoraConfig(Config):
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int]) -> PeftModel:
     """The model with a fresh adapter: only the adapter and the rows of `new_token_ids` are trainable."""
-    embeddings = {id(e.weight): e for e in (model.get_input_embeddings(), model.get_output_embeddings())}
+    # Tied embeddings are one weight, and go by the input's name: peft lets the head follow.
+    embeddings = {id(e.weight): e for e in (model.get_output_embeddings(), model.get_input_embeddings())}
     names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-    rows = {names[id(embedding)]: new_token_ids for embedding in embeddings.values()}  # one name when they are tied
+    rows = {names[id(embedding)]: new_token_ids for embedding in embeddings.values()}
     peft_config = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
