@@ -20,6 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from steersman.attributes import AttributeSchema
+from steersman.card import ModelCard
+from steersman.text.tokenize import add_control_tokens
+
 BOS, EOS = "<s>", "</s>"
 NUM_CONTROL_TOKENS = 3  # room for <extra_id_0>, <extra_id_1> and <extra_id_2>
 
@@ -114,6 +118,18 @@ def tiny_model_folder(tmp_path: Path, tiny_llama: ModelFactory, tiny_tokenizer: 
     folder = tmp_path / "tiny-llama"
     tiny_llama(vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_steered_folder(tmp_path: Path, tiny_llama: ModelFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The folder of a tiny Llama as SteerLM training leaves it: control tokens, and a card with three attributes."""
+    folder = tmp_path / "tiny-steered"
+    card = ModelCard(role="sft", attributes=AttributeSchema.of("quality", "humor", "toxicity"), seq_len=512)
+    add_control_tokens(tiny_tokenizer, card.template)
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    card.save(folder)
     return folder
 
 

@@ -96,18 +96,16 @@ class Connection:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.timeout = timeout
         self.concurrency = concurrency
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx2.Limits(max_connections=concurrency)
         try:
-            self._client = httpx2.Client(
-                timeout=httpx2.Timeout(timeout, connect=10.0, pool=None),
-                headers=headers,
-                limits=limits,
-                transport=transport,
-            )
             httpx2.URL(self.url)
         except httpx2.InvalidURL as error:
             raise ConfigError(f"{url!r} is not a URL ({error}); write http://host:port") from None
+        self._client = httpx2.Client(
+            timeout=httpx2.Timeout(timeout, connect=10.0, pool=None),
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            limits=httpx2.Limits(max_connections=concurrency),
+            transport=transport,
+        )
         self._reached = False
 
     def call(self, method: str, path: str, body: Any = None) -> Any:

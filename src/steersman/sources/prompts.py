@@ -64,8 +64,9 @@ def contexts(conversation: Conversation, which: Which = "last") -> list[Context]
         for index in conversation.spoken_turns()
         if index > 0
     ]
-    if conversation.is_masked(turns[-1]):
-        found.append(Context(conversation=conversation, role=found[-1].role if found else ASSISTANT))
+    answerer = found[-1].role if found else ASSISTANT
+    if conversation.is_masked(turns[-1]) and answerer not in conversation.masked_roles:
+        found.append(Context(conversation=conversation, role=answerer))
     return found[-1:] if which == "last" else found
 
 

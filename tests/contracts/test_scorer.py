@@ -1,0 +1,73 @@
+"""What every Scorer does."""
+
+import pytest
+
+from steersman.generation.engine import Engine
+from steersman.records import Conversation
+from steersman.scoring.attributes import AttributePredictor
+from steersman.seams import Scorer
+
+QUESTIONS = ["What is the capital of France?", "Tell me a joke.", "How many apples are left?"]
+
+
+@pytest.fixture
+def predictor(engine: Engine) -> AttributePredictor:
+    from steersman.attributes import AttributeSchema
+
+    return AttributePredictor(engine, engine.encoder.template, AttributeSchema.of("quality", "humor"))
+
+
+@pytest.fixture(params=["predictor"])
+def scorer(request: pytest.FixtureRequest) -> Scorer:
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Scorer)
+    return found
+
+
+def dialogue(question: str, own: str | None = None, earlier: str | None = None) -> Conversation:
+    turns = [
+        ("User", "hello", None),
+        ("Assistant", "there", earlier),
+        ("User", question, None),
+        ("Assistant", "The moon", own),
+        ("User", "thank you", None),
+    ]
+    made = [{"from": role, "value": value, "label": label} for role, value, label in turns]
+    return Conversation.model_validate({"conversations": made})
+
+
+def test_one_judgement_each_on_the_scales(scorer: Scorer) -> None:
+    done: list[int] = []
+    judgements = scorer.judge([dialogue(question) for question in QUESTIONS], done.append)
+    assert sum(done) == len(judgements) == 3
+    for judgement in judgements:
+        assert tuple(judgement.values) == tuple(judgement.expected) == scorer.schema.names
+        scorer.schema.check(judgement.values)
+        for name, probabilities in judgement.probabilities.items():
+            values = scorer.schema[name].values
+            assert sum(probabilities) == pytest.approx(1)
+            mean = sum(p * value for p, value in zip(probabilities, values, strict=True))
+            assert judgement.expected[name] == pytest.approx(mean)
+            assert judgement.values[name] == values[probabilities.index(max(probabilities))]
+
+
+def test_a_judgement_depends_on_its_conversation_alone(scorer: Scorer) -> None:
+    asked = [dialogue(question) for question in QUESTIONS]
+    together = scorer.judge(asked)
+    assert [judgement.values for judgement in scorer.judge(asked[::-1])] == [one.values for one in together[::-1]]
+    for conversation, judgement in zip(asked, together, strict=True):
+        (alone,) = scorer.judge([conversation])
+        assert alone.expected == pytest.approx(judgement.expected, abs=1e-4)
+
+
+def test_the_turns_own_label_and_what_follows_are_ignored(scorer: Scorer) -> None:
+    asked = [dialogue(QUESTIONS[0]), dialogue(QUESTIONS[0], own="quality:4,humor:4")]
+    plain, labelled = scorer.judge(asked)
+    assert plain == labelled
+    shorter = asked[0].model_copy(update={"conversations": asked[0].conversations[:-1]})
+    (cut,) = scorer.judge([shorter])
+    assert cut.expected == pytest.approx(plain.expected, abs=1e-4)
+
+
+def test_nothing_is_nothing(scorer: Scorer) -> None:
+    assert scorer.judge([]) == []
