@@ -1,30 +1,22 @@
 """The next-token shift and the flat store."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from steersman.batches.sequences import shift, tokenise
-from steersman.records import Conversation, Message
-
-
-@dataclass
-class FakeTokenized:
-    input_ids: list[int]
-    loss_mask: list[bool]
+from steersman.text.template import Rendered
+from steersman.text.tokenize import Tokenized
 
 
 class FakeEncoder:
-    """A conversation's first turn lists `id` or `id*`, a trained token."""
+    """A text lists `id` or `id*`, a trained token."""
 
-    def encode_conversations(self, conversations, seq_len):
-        words = [c.conversations[0].value.split()[: seq_len + 1] for c in conversations]
-        return [FakeTokenized([int(w.strip("*")) for w in row], [w.endswith("*") for w in row]) for row in words]
+    def encode_rendered(self, rendered, seq_len):
+        rows = [item.text.split()[: seq_len + 1] for item in rendered]
+        return [Tokenized([int(w.strip("*")) for w in row], [w.endswith("*") for w in row]) for row in rows]
 
 
 def tokenise_words(*texts, seq_len=100):
-    conversations = [Conversation(conversations=[Message(role="User", value=text)]) for text in texts]
-    return tokenise(iter(conversations), FakeEncoder(), seq_len)
+    return tokenise((Rendered(text, (), ()) for text in texts), FakeEncoder(), seq_len)
 
 
 def test_shift_by_hand():

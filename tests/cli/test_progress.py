@@ -41,9 +41,9 @@ def test_plain_lines_tell_the_recent_rate_and_the_time_left(clock: Clock, capsys
 def test_an_unknown_total_gives_no_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("read", total=None, unit="lines") as advance:
         clock.now += 10
-        advance(5000)
+        advance(5000, "a note")
     assert capsys.readouterr().err.splitlines() == [
-        "read: 5,000 lines, 500 lines/s",
+        "read: 5,000 lines, 500 lines/s, a note",
         "read: 5,000 lines done in 0:00:10",
     ]
 
@@ -59,7 +59,8 @@ def test_a_live_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with progress_bar("train", total=3, unit="steps") as advance:
-        advance(3)
+        advance(3, "loss 1.5")
     printed = capsys.readouterr().err
     assert "3/3" in printed
+    assert "loss 1.5" in printed
     assert "steps/s" in printed

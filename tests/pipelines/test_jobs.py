@@ -1,20 +1,26 @@
 """A training run from its recipe to its folder: what it writes, how it resumes, what it refuses."""
 
+import errno
+import multiprocessing
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from steersman import jsonl
+from steersman import config, jsonl
 from steersman.card import ModelCard
 from steersman.config import validate
-from steersman.errors import ConfigError, DataError, NonFiniteError, OutputError
+from steersman.errors import ConfigError, DataError, ModelError, NonFiniteError, OutputError
 from steersman.models.load import load_model
 from steersman.pipelines.jobs import TrainConfig, run_training
-from steersman.training import checkpoint
+from steersman.training import checkpoint, metrics
 
 ANSWERS = ["Paris.", "Because it saw the shore.", "There are 3 apples left, and 12 pears.", "Thank you very much!"]
 
@@ -44,7 +50,10 @@ def recipe(tmp_path, tiny_model_folder):
             "role": "sft",
             "template": {"control": "special"},
             "attributes": "oasst",
-            "data": {"train": [{"path": str(tmp_path / "train.jsonl")}], "validation": {"val": str(tmp_path / "val.jsonl")}},
+            "data": {
+                "train": [{"path": str(tmp_path / "train.jsonl")}],
+                "validation": {"val": str(tmp_path / "val.jsonl")},
+            },
             "seq_len": 128,
             "batch": {"sequences": 4, "micro_tokens": 256},
             "steps": 8,
@@ -102,3 +111,207 @@ def test_a_finished_run_is_not_done_again(recipe):
     again = run_training(recipe(), on_step=lambda report: pytest.fail("trained again"))
     assert again == first
     assert (first.last / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+class CutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16-stochastic"])
+@pytest.mark.parametrize("batch", [{"sequences": 4, "micro_tokens": 128}, {"tokens": 250}])
+def test_a_resumed_run_ends_in_the_same_bits(recipe, tmp_path, precision, batch):
+    lora = {"rank": 4, "dropout": 0.3} if precision == "bfloat16" and "tokens" in batch else None
+    options = {"precision": precision, "batch": batch, "lora": lora}
+    whole = run_training(recipe(**options, output=str(tmp_path / "whole")))
+
+    for cut in (2, 5, 7):  # before the first checkpoint, and after each
+
+        def interrupt(report, cut=cut):
+            if report.step == cut:
+                raise CutError
+
+        with pytest.raises(CutError):
+            run_training(recipe(**options), interrupt)
+    resumed = run_training(recipe(**options))
+
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    for one, other in ((whole.best, resumed.best), (whole.last, resumed.last)):
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    steady = [{key: n for key, n in row.items() if key != "seconds"} for row in rows(tmp_path / "whole")]
+    assert [{key: n for key, n in row.items() if key != "seconds"} for row in rows(tmp_path / "run")] == steady
+
+
+def kill_and_resume(run: TrainConfig, num_kills: int, choose: random.Random) -> None:
+    """Run in a process that is killed a random few steps on, again and again, and at last let it finish."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["steersman.pipelines.jobs"])
+    for attempt in range(num_kills + 1):
+        num_rows = len(metrics.read(run.output)) + choose.randint(1, 6)
+        process = context.Process(target=run_training, args=(run,))
+        process.start()
+        if attempt < num_kills:
+            while process.is_alive() and len(metrics.read(run.output)) < num_rows:
+                time.sleep(0.002)
+            time.sleep(choose.uniform(0, 0.05))
+            process.kill()
+        process.join()
+    assert process.exitcode == 0
+
+
+def check_kills(recipe, tmp_path, num_kills, seed):
+    options = {"steps": 40, "checkpoint": {"every": 2}, "validation": {"every": 3}}
+    run = recipe(**options)
+    kill_and_resume(run, num_kills, random.Random(seed))
+    whole = run_training(recipe(**options, output=str(tmp_path / "whole")))
+    assert_same_weights(run.output / "last", whole.last)
+    assert_same_weights(run.output / "best", whole.best)
+    assert [row["step"] for row in rows(run.output)] == list(range(1, 41))
+
+
+def test_killed_at_two_random_moments_a_run_ends_in_the_same_bits(recipe, tmp_path):
+    check_kills(recipe, tmp_path, num_kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_many_random_moments_a_run_ends_in_the_same_bits(recipe, tmp_path, seed):
+    check_kills(recipe, tmp_path, num_kills=5, seed=seed)
+
+
+def test_two_processes_do_what_one_does(recipe, tmp_path):
+    options = {"optim": {"lr": 1e-2, "eps": 1e-5}, "batch": {"sequences": 5, "micro_tokens": 128}}
+    alone = run_training(recipe(**options, output=str(tmp_path / "alone")))
+    (tmp_path / "recipe.yaml").write_text(config.dump(recipe(**options)))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    steersman = ["-m", "steersman", "train", "sft", str(tmp_path / "recipe.yaml"), "log.tensorboard=true"]
+    done = subprocess.run([sys.executable, *torchrun, *steersman], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "8 steps" in done.stdout
+    ours, theirs = weights(alone.last), weights(tmp_path / "run" / "last")
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+    for one, two in zip(rows(tmp_path / "alone"), rows(tmp_path / "run"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert (two["num_trained"], two["num_tokens"]) == (one["num_trained"], one["num_tokens"])
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_model_can_start_from_scratch(recipe, tiny_model_folder):
+    (tiny_model_folder / "model.safetensors").unlink()
+    reports = []
+    result = run_training(recipe(from_scratch=True, steps=2), reports.append)
+    assert reports[0].loss == pytest.approx(np.log(406), rel=0.1)  # random weights know nothing
+    assert load_model(result.last, precision="float32").window == 512
+
+
+def test_lora_trains_the_adapter_and_the_rows_of_new_tokens_alone(recipe, tiny_model_folder):
+    result = run_training(recipe(lora={"rank": 4}, steps=3))
+    assert (result.last / "adapter_model.safetensors").exists()
+    loaded = load_model(result.last, precision="float32")
+    before = weights(tiny_model_folder)
+    base = {name.replace("base_layer.", ""): t for name, t in loaded.model.get_base_model().state_dict().items()}
+    assert torch.equal(base["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+    assert torch.equal(base["model.norm.weight"], before["model.norm.weight"])
+    new_ids = loaded.encoder.encode("<extra_id_1><extra_id_2>").ids
+    merged = loaded.model.merge_and_unload().state_dict()
+    rows_of_new = merged["model.embed_tokens.weight"][new_ids]
+    assert not torch.equal(rows_of_new[0], rows_of_new[1])  # both began at the mean of the other rows
+
+
+def test_an_attribute_predictor(recipe, tmp_path):
+    records = [conversation(number, type="TEXT_TO_VALUE") for number in range(24)]
+    jsonl.write(tmp_path / "train.jsonl", records, overwrite=True)
+    result = run_training(
+        recipe(role="attributes", attributes=["quality", {"name": "humor", "derived": True}], steps=2)
+    )
+    card = ModelCard.load(result.last)
+    assert card.role == "attributes"
+    assert [attribute.derived for attribute in card.attributes.attributes] == [False, True]
+
+
+def test_files_are_mixed_by_weight(recipe, tmp_path):
+    jsonl.write(tmp_path / "long.jsonl", (conversation(number, system="x " * 80) for number in range(5)))
+    files = [{"path": str(tmp_path / "train.jsonl"), "weight": 3}, {"path": str(tmp_path / "long.jsonl"), "weight": 1}]
+    reports = []
+    run_training(recipe(data={"train": files}, steps=4, batch={"sequences": 8}, seq_len=400), reports.append)
+    num_tokens = np.array([report.num_tokens for report in reports])
+    assert (num_tokens > 2 * 160).all()  # a long record has over 160 tokens, the others at most 80:
+    assert (num_tokens < 2 * 240 + 6 * 80).all()  # every step has two long ones
+
+
+def test_records_that_are_cut_away_are_counted_or_fatal(recipe, tmp_path, caplog):
+    long = conversation(0, system="x " * 200)
+    jsonl.write(tmp_path / "train.jsonl", [long, *map(conversation, range(6))], overwrite=True)
+    run_training(recipe(steps=1))
+    assert "1 of 7 records have nothing to train on within 128 tokens; `steersman clean` says why" in caplog.text
+
+    jsonl.write(tmp_path / "train.jsonl", [long], overwrite=True)
+    with pytest.raises(DataError, match=r"train.jsonl: no record has anything to train on .* `steersman clean`"):
+        run_training(recipe(output=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"attributes": "helpsteer"}, DataError, r"train.jsonl:1: turn 2: no attribute 'quality' in the schema"),
+        ({"attributes": None}, DataError, r"there are labels \(quality:0,humor:0\), but the recipe names no"),
+        ({"seq_len": 513}, ConfigError, "seq_len 513 exceeds the 512 tokens"),
+        ({"model": "./absent"}, ModelError, "no such model folder"),
+        ({"data": {"train": [{"path": "absent.jsonl"}]}}, DataError, "absent.jsonl: no such file"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(recipe, change, error, message):
+    with pytest.raises(error, match=message):
+        run_training(recipe(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 2}, "exactly one of steps and epochs"),
+        ({"attributes": "oast"}, "no schema 'oast'"),
+        ({"role": "attributes", "attributes": None}, "needs attributes"),
+        ({"data": {"train": [{"path": "a", "weight": 1}, {"path": "b"}]}}, "a weight, or none"),
+        ({"optim": {"lr": 1, "warmup": 3}}, "unknown key 'optim.warmup'; did you mean 'warmup_steps'"),
+    ],
+)
+def test_recipes_are_checked(recipe, change, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe(**change)
+
+
+def test_an_output_of_another_run_is_refused(recipe, tmp_path):
+    run_training(recipe(steps=1))
+    with pytest.raises(OutputError, match=r"other steps, seed; choose another output"):
+        run_training(recipe(steps=2, seed=1))
+    jsonl.write(tmp_path / "train.jsonl", map(conversation, range(9)), overwrite=True)
+    with pytest.raises(OutputError, match="other contents of the model or data"):
+        run_training(recipe(steps=1))
+    with pytest.raises(OutputError, match="exists and is not a training run"):
+        run_training(recipe(output=str(tmp_path)))
+
+
+def test_a_full_disk_loses_nothing(recipe, tmp_path, monkeypatch):
+    save_file = checkpoint.save_file
+
+    def full(tensors, path):
+        if "step-00000006" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OutputError, match=r"no space left .* free some space and run again"):
+        run_training(recipe())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    resumed = run_training(recipe())
+    assert_same_weights(resumed.last, run_training(recipe(output=str(tmp_path / "whole"))).last)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"step \d: .* the checkpoint of step \d stands"):
+        run_training(recipe(optim={"lr": 1e30, "clip_norm": None}, checkpoint={"every": 1}))
+    assert not (tmp_path / "run" / "last").exists()

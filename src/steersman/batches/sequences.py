@@ -1,6 +1,6 @@
 """Tokenised records in flat arrays, and the next-token shift.
 
-In: conversations, an `Encoder`. Out: `Sequences`, five bytes a token, from which micro-batches are packed.
+In: rendered conversations, an `Encoder`. Out: `Sequences`, five bytes a token, from which micro-batches are packed.
 
 Shapes: S tokens of all sequences, L of one, T of its inputs, M trained ones.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from steersman.records import Conversation
+from steersman.text.template import Rendered
 from steersman.text.tokenize import Encoder
 
 Ints = npt.NDArray[np.integer[Any]]
@@ -78,15 +78,15 @@ class Sequences:
         return int(self.loss_mask_S.sum())
 
 
-def tokenise(conversations: Iterable[Conversation], encoder: Encoder, seq_len: int) -> Sequences:
-    """Tokenise a stream of conversations, a few hundred at a time, each cut to `seq_len` inputs.
+def tokenise(rendered: Iterable[Rendered], encoder: Encoder, seq_len: int) -> Sequences:
+    """Tokenise a stream of rendered conversations, a few hundred at a time, each cut to `seq_len` inputs.
 
     Records with nothing trained left are counted, not kept.
     """
     ids, masks, lengths, num_skipped = [], [], [0], 0
-    stream = iter(conversations)
+    stream = iter(rendered)
     while batch := list(itertools.islice(stream, TOKENISE_AT_ONCE)):
-        for tokenized in encoder.encode_conversations(batch, seq_len):
+        for tokenized in encoder.encode_rendered(batch, seq_len):
             ids_L = np.asarray(tokenized.input_ids, np.int32)
             mask_L = np.asarray(tokenized.loss_mask, np.bool_)
             mask_L[:1] = False  # nothing predicts a sequence's first token

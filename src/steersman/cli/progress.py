@@ -5,8 +5,9 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -14,7 +15,11 @@ from rich.text import Text
 
 LINE_SECONDS = 10.0
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Told of further units done, with anything worth showing beside the bar, such as the loss."""
+
+    def __call__(self, num_more: int, /, note: str = "") -> None: ...
 
 
 class RateColumn(ProgressColumn):
@@ -39,14 +44,15 @@ def progress_bar(description: str, *, total: int | None, unit: str) -> Iterator[
     Everything goes to stderr. Of several processes under torchrun only the first reports.
     """
     if os.environ.get("RANK", "0") != "0":
-        yield lambda num_done: None
+        yield lambda num_more, /, note="": None
     elif sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit), TimeRemainingColumn()
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(description, total=total)
-            yield lambda num_done: progress.advance(task, num_done)
+            task = progress.add_task(description, total=total, note="")
+            yield lambda num_more, /, note="": progress.update(task, advance=num_more, note=note)
     else:
         with _plain_lines(description, total, unit) as advance:
             yield advance
@@ -58,7 +64,7 @@ def _plain_lines(description: str, total: int | None, unit: str) -> Iterator[Adv
     num_done = num_shown = 0
     start = shown_at = time.monotonic()
 
-    def advance(num_more: int) -> None:
+    def advance(num_more: int, /, note: str = "") -> None:
         nonlocal num_done, num_shown, shown_at
         num_done += num_more
         now = time.monotonic()
@@ -70,7 +76,7 @@ def _plain_lines(description: str, total: int | None, unit: str) -> Iterator[Adv
         if total and speed > 0:
             left = timedelta(seconds=round((total - num_done) / speed))
             line = f"{description}: {num_done:,} of {total:,} {unit}, {_rate(speed, unit)}, {left} left"
-        print(line, file=sys.stderr, flush=True)
+        print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
 
     yield advance
     seconds = time.monotonic() - start

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import orjson
+import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from steersman import config as configs
@@ -32,7 +33,7 @@ from steersman.batches.plan import BatchConfig, Draw, plan_steps, share
 from steersman.batches.sequences import Sequences, tokenise
 from steersman.card import ModelCard, Parent, TemplateSpec
 from steersman.config import Config
-from steersman.errors import ConfigError, DataError, LabelError, OutputError
+from steersman.errors import ConfigError, DataError, OutputError
 from steersman.models.adapters import LoraConfig
 from steersman.models.load import (
     LoadedModel,
@@ -43,7 +44,9 @@ from steersman.models.load import (
 )
 from steersman.parallel.mesh import Mesh, join
 from steersman.parallel.reduce import from_first
-from steersman.records import Conversation
+from steersman.randomness import derive_seed
+from steersman.text.read import read_rendered
+from steersman.text.template import Rendered, Template
 from steersman.text.tokenize import Encoder
 from steersman.training import checkpoint, metrics, tasks
 from steersman.training.checkpoint import CheckpointConfig, TrainingState
@@ -94,17 +97,10 @@ class DataConfig(Config):
         return self
 
 
-class TrainConfig(Config):
-    """The recipe of one training run.
+class TrainSettings(Config):
+    """How to train, whatever the model and the data.
 
     Attributes:
-        model: Hugging Face folder or id; a folder of ours with a card lends its template.
-        from_scratch: random weights after the model's config.json, instead of its weights.
-        output: folder of the run.
-        role: "sft", or "attributes" for a generative attribute predictor.
-        template: how conversations are written; the model's own by default.
-        attributes: the label schema: oasst, helpsteer, merged, or a list of names; needed when the data has labels.
-        data: files.
         seq_len: longest sequence, in input tokens; longer ones are cut.
         batch: size of a step.
         steps, epochs: length of the run; exactly one. An epoch is as many sequences as all training files hold.
@@ -115,17 +111,10 @@ class TrainConfig(Config):
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
         validation: when to validate, and on how much.
         checkpoint: when to save the training state.
-        seed: of the order of the data, of initial weights, of dropout.
+        seed: of the order of the data, initial weights and adapters, dropout, stochastic rounding.
         log: TensorBoard and Weights & Biases.
     """
 
-    model: str
-    from_scratch: bool = False
-    output: Path
-    role: Literal["sft", "attributes"]
-    template: TemplateSpec | None = None
-    attributes: Annotated[AttributeSchema | None, BeforeValidator(_schema)] = None
-    data: DataConfig
     seq_len: int = Field(ge=2)
     batch: BatchConfig
     steps: int | None = Field(default=None, ge=1)
@@ -140,9 +129,35 @@ class TrainConfig(Config):
     log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
+    def _check_length(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class TrainConfig(TrainSettings):
+    """The recipe of one training run.
+
+    Attributes:
+        model: Hugging Face folder or id; a folder of ours with a card lends its template.
+        from_scratch: random weights after the model's config.json, instead of its weights.
+        output: folder of the run.
+        role: "sft", or "attributes" for a generative attribute predictor.
+        template: how conversations are written; that of the model's card by default (extra_id without one).
+        attributes: the label schema: oasst, helpsteer, merged, or a list of names; needed when the data has labels.
+        data: files.
+    """
+
+    model: str
+    from_scratch: bool = False
+    output: Path
+    role: Literal["sft", "attributes"]
+    template: TemplateSpec | None = None
+    attributes: Annotated[AttributeSchema | None, BeforeValidator(_schema)] = None
+    data: DataConfig
+
+    @model_validator(mode="after")
+    def _check_attributes(self) -> "TrainConfig":
         if self.role == "attributes" and self.attributes is None:
             raise ValueError("an attribute predictor needs attributes: a schema such as oasst, or a list of names")
         return self
@@ -248,9 +263,10 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
     )
     if config.seq_len > loaded.window:
         raise ConfigError(f"seq_len {config.seq_len} exceeds the {loaded.window} tokens that {config.model} can take")
-    loaded = prepare_for_training(loaded, config.template or loaded.card.template, config.lora)
+    torch.manual_seed(derive_seed(config.seed, "adapter"))
+    loaded = prepare_for_training(loaded, config.template or ModelCard.load(config.model).template, config.lora)
     if config.activation_checkpointing:
-        plain_model(loaded.model).gradient_checkpointing_enable({"use_reentrant": False})
+        plain_model(loaded.model).activation_checkpointing_enable()
     return loaded
 
 
@@ -264,7 +280,7 @@ class Survey:
 
 def _tokenise(path: str, config: TrainConfig, encoder: Encoder, survey: Survey) -> Sequences:
     """A file's sequences. Those with nothing to train on are left out, and said to be."""
-    sequences = tokenise(_read(path, config.attributes, survey), encoder, config.seq_len)
+    sequences = tokenise(_read(path, config.attributes, encoder.template, survey), encoder, config.seq_len)
     remedy = f"within {config.seq_len} tokens; `steersman clean` says why, a larger seq_len keeps more"
     if not len(sequences):
         raise DataError(f"no record has anything to train on {remedy}", path)
@@ -274,24 +290,16 @@ def _tokenise(path: str, config: TrainConfig, encoder: Encoder, survey: Survey) 
     return sequences
 
 
-def _read(path: str, schema: AttributeSchema | None, survey: Survey) -> Iterator[Conversation]:
-    """Stream conversations; every label that will be rendered must fit the schema."""
-
-    def parse(record: dict[str, Any]) -> Conversation:
-        conversation = Conversation.model_validate(record)
+def _read(path: str, schema: AttributeSchema | None, template: Template, survey: Survey) -> Iterator[Rendered]:
+    """Stream a file's records as text; every label must fit the schema."""
+    for conversation, rendered in read_rendered(path, template, schema):
         survey.systems[conversation.system] += 1
-        labels = [message.label for message in conversation.conversations if message.label and conversation.type]
-        if labels and schema is None:
-            raise DataError(f"has the label {labels[0]!r}, but the recipe names no attributes (such as: oasst)")
-        for label in labels:
-            assert schema is not None
-            try:
-                survey.attributes.update(schema.parse(label))
-            except LabelError as error:
-                raise DataError(str(error)) from None
-        return conversation
-
-    return (conversation for _, conversation in jsonl.parse_each(path, parse))
+        for message in conversation.conversations if conversation.type else ():
+            if message.label and schema is None:
+                raise DataError(f"there are labels ({message.label}), but the recipe names no attributes", path)
+            if message.label and schema is not None:
+                survey.attributes.update(schema.parse(message.label))
+        yield rendered
 
 
 def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tuple[Parent, ...]) -> ModelCard:

@@ -1,0 +1,84 @@
+"""`steersman train`: a recipe -> a trained model folder."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from steersman.training.loop import Report
+
+app = typer.Typer(help="Run one training job from a recipe; run it again to continue one that was cut.")
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, such as optim.lr=5e-6.")
+]
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Fine-tune a model on the answers of conversations, conditioned on their labels where they have any.
+
+    Several processes share the work under torchrun.
+
+    ```
+    steersman train sft sft.yaml model=models/gemma-3-270m output=runs/sft optim.lr=5e-6
+    torchrun --nproc-per-node 2 -m steersman train sft sft.yaml
+    ```
+    """
+    _train("sft", recipe, overrides or [])
+
+
+@app.command()
+def attributes(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train a generative attribute predictor: a model that writes the label string after an answer.
+
+    ```
+    steersman train attributes predictor.yaml steps=1000
+    ```
+    """
+    _train("attributes", recipe, overrides or [])
+
+
+def _train(role: str, recipe: Path, overrides: list[str]) -> None:
+    from steersman import config
+    from steersman.cli.output import wrote
+    from steersman.errors import ConfigError
+    from steersman.parallel.mesh import join, leave
+    from steersman.pipelines.jobs import TrainConfig, run_training
+
+    data = {"role": role, **config.read_recipe(recipe, overrides)}
+    if data["role"] != role:
+        raise ConfigError(f"{recipe} is a recipe of role {data['role']}; run steersman train {data['role']} {recipe}")
+    with training_progress("train") as on_step:
+        result = run_training(config.validate(data, TrainConfig, str(recipe)), on_step)
+    if join().rank == 0:
+        if result.best != result.last:
+            wrote(result.best, f"the lowest validation loss, {result.metrics['best_validation_loss']:.4f}")
+        wrote(result.last, f"after {result.metrics['step']:,} steps, training loss {result.metrics['loss']:.4f}")
+    leave()
+
+
+@contextlib.contextmanager
+def training_progress(description: str) -> Iterator[Callable[["Report"], None]]:
+    """Yields what `run_training` tells of each step: a bar of the steps left to do, with loss, token rate and lr."""
+    from steersman.cli.progress import Advance, progress_bar
+
+    with contextlib.ExitStack() as bars:
+        advance: Advance | None = None
+
+        def on_step(report: "Report") -> None:
+            nonlocal advance
+            if advance is None:
+                num_left = report.num_steps - report.step + 1
+                advance = bars.enter_context(progress_bar(description, total=num_left, unit="steps"))
+            rate = report.num_trained / report.seconds
+            note = f"loss {report.loss:.4f}, {rate:,.0f} trained tokens/s, lr {report.lr:.2e}"
+            for name, numbers in report.validation.items():
+                note += f", {name} {numbers['loss']:.4f}"
+            advance(1, note)
+
+        yield on_step
