@@ -50,7 +50,7 @@ class _Part:
 
 
 class Chat:
-    """Renders conversations with a tokenizer's chat template.
+    """Renders conversations with a tokenizer's chat template; the system prompt without white space around it.
 
     Attributes:
         template: the template's Jinja source.
@@ -114,7 +114,7 @@ class Chat:
         parts = []
         system = conversation.system.strip()
         if system and not self.folds_system:
-            parts.append(_Part("system", Draft(conversation.system, said=[(0, len(conversation.system))])))
+            parts.append(_Part("system", Draft(system, said=[(0, len(system))])))
         for index, turn in enumerate(turns):
             content, label = Draft(), None
             if system and self.folds_system and index == 0:

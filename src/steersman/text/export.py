@@ -124,7 +124,7 @@ def _wrapped(spec: TemplateSpec, tokenizer: PreTrainedTokenizerBase, chat: Chat)
         if chat.folds_system
         else (
             "{%- if steer.system | trim -%}",
-            "{%- set steer.messages = [{'role': 'system', 'content': steer.system}] -%}",
+            "{%- set steer.messages = [{'role': 'system', 'content': steer.system | trim}] -%}",
             "{%- endif -%}",
         )
     )
