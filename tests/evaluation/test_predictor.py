@@ -7,8 +7,8 @@ import pytest
 
 from steersman.attributes import AttributeSchema
 from steersman.errors import DataError
-from steersman.evaluation.predictor import PredictedTurn, measure, reference_values
-from steersman.records import Judgement
+from steersman.evaluation.predictor import PredictedTurn, measure, predicted_turns, reference_values
+from steersman.records import Conversation, Judgement, Message
 
 SCHEMA = AttributeSchema.of("quality", "humor", "violence")
 
@@ -28,6 +28,10 @@ def turn(
             probabilities={name: list(p) for name, p in probabilities.items()},
         ),
     )
+
+
+def humans(turns: Sequence[PredictedTurn]) -> dict[str, list[float]]:
+    return {name: [t.human[name] for t in turns if name in t.human] for t in turns for name in t.human}
 
 
 def certain(value: int) -> list[float]:
@@ -61,7 +65,7 @@ def test_each_fold_has_its_own_constant() -> None:
 def test_an_attribute_that_nobody_labelled_is_left_out() -> None:
     turns = [turn(i, {"quality": float(i)}, {"quality": certain(i), "humor": certain(0)}) for i in range(4)]
     turns[0].human["humor"] = 1.0
-    report = measure(turns, SCHEMA, [reference_values(t.human for t in turns)])
+    report = measure(turns, SCHEMA, [humans(turns)])
     assert list(report.attributes) == ["quality", "humor"]
     assert report.attributes["humor"].num_turns == 1
 
@@ -75,7 +79,7 @@ def test_an_informed_predictor_beats_length_and_constant_and_an_ignorant_one_doe
         near = np.exp(-np.abs(np.arange(5) - value + rng.normal() * 0.5))
         informed.append(turn(index, human, {"quality": list(near / near.sum())}))
         ignorant.append(turn(index, human, {"quality": [0.2] * 5}))
-    reference = [reference_values(t.human for t in informed)]
+    reference = [humans(informed)]
     good = measure(informed, SCHEMA, reference).attributes["quality"]
     assert good.gain_over_length.low > 0.5
     assert good.mae.high < good.mae_constant
@@ -92,7 +96,7 @@ def test_an_exact_scorer_gives_no_probabilities() -> None:
 
 def test_figures_have_the_documented_keys() -> None:
     turns = [turn(i, {"quality": float(i)}, {"quality": certain(i)}) for i in range(4)]
-    figures = measure(turns, SCHEMA, [reference_values(t.human for t in turns)]).figures()
+    figures = measure(turns, SCHEMA, [humans(turns)]).figures()
     wanted = {"n", "exact_match.quality", "mae.quality", "mae_constant.quality", "spearman.quality"}
     wanted |= {"spearman_length.quality", "gain_over_length.quality.low", "gain_over_length.quality.high"}
     assert wanted == set(figures)
@@ -104,3 +108,45 @@ def test_a_turn_twice_or_no_label_at_all_is_an_error() -> None:
         measure([one, one], SCHEMA, [{}])
     with pytest.raises(DataError, match="no turn has a human value"):
         measure([turn(0, {}, {"quality": certain(1)})], SCHEMA, [{}])
+
+
+def annotated() -> Conversation:
+    """Two labelled answers; the first stands in another record of the tree too. A third was too long to predict."""
+    extra = {
+        "gt_label": "quality:4,humor:1",
+        "label_expected": {"quality": 3.1},
+        "label_probs": {"quality": certain(3)},
+    }
+    answer = {"from": "Assistant", "value": "Four", "label": "quality:3", **extra}
+    too_long = {"from": "Assistant", "value": "Long", "label": None, "gt_label": "quality:1", "label_error": "longer"}
+    user = {"from": "User", "value": "Two and two?"}
+    turns = [user, {**answer, "train": False}, user, answer, user, too_long]
+    return Conversation.model_validate({"conversations": turns, "tree_id": "t1"})
+
+
+def test_turns_of_annotated_conversations() -> None:
+    turns, num_unpredicted = predicted_turns([annotated()], SCHEMA, fold=1)
+    assert num_unpredicted == 1
+    (one,) = turns
+    assert (one.tree, one.fold, one.num_characters) == ("t1", 1, 4)
+    assert one.human == {"quality": 4.0, "humor": 1.0}
+    assert (one.judgement.values, one.judgement.expected) == ({"quality": 3}, {"quality": 3.1})
+
+
+def test_unrounded_human_values_are_preferred() -> None:
+    def human(tree: str, turn: Message) -> dict[str, float] | None:
+        return {"quality": 3.6} if (tree, turn.value) == ("t1", "Four") else None
+
+    assert predicted_turns([annotated()], SCHEMA, human_values=human)[0][0].human == {"quality": 3.6}
+    labelled = Conversation.model_validate(
+        {
+            "tree_id": "t1",
+            "conversations": [
+                {"from": "User", "value": "Hi"},
+                {"from": "Assistant", "value": "Four", "label": "quality:4"},
+                {"from": "Assistant", "value": "Five", "label": "quality:1,humor:0"},
+                {"from": "Assistant", "value": "Five", "label": "quality:1,humor:0", "train": False},
+            ],
+        }
+    )
+    assert reference_values([labelled], SCHEMA, human) == {"quality": [3.6, 1.0], "humor": [0.0]}

@@ -78,7 +78,9 @@ def test_sweep_combinations_depends_on_the_question_alone() -> None:
 
 
 def test_an_obedient_model_scores_perfectly(tmp_path: Path) -> None:
-    report = summarise(steer(tmp_path, sweep_each(QUESTIONS, SCHEMA, {"quality": 4, "humor": 0}, SCHEMA.names)))
+    report = summarise(
+        steer(tmp_path, sweep_each(QUESTIONS, SCHEMA, {"quality": 4, "humor": 0}, SCHEMA.names)), SCHEMA.names
+    )
     for response in report.attributes.values():
         assert response.spearman.value == pytest.approx(1.0)
         assert (response.mae.value, response.cross_talk.value) == (0.0, 0.0)
@@ -89,7 +91,7 @@ def test_an_obedient_model_scores_perfectly(tmp_path: Path) -> None:
 
 def test_an_unconditioned_model_never_sees_the_request(tmp_path: Path) -> None:
     requests = sweep_combinations(QUESTIONS, SCHEMA, [{"quality": q, "humor": q} for q in range(5)], 60, seed=0)
-    report = summarise(steer(tmp_path, requests, schema=None))
+    report = summarise(steer(tmp_path, requests, schema=None), SCHEMA.names)
     assert abs(report.attributes["quality"].spearman.value) < 0.15
     assert report.attributes["humor"].spearman.value == 0.0
 
@@ -113,7 +115,7 @@ def points(measured: Sequence[tuple[int, float, float]]) -> list[Measured]:
 
 def test_summary_by_hand() -> None:
     # own: 0->1, 1->1, 2->3, 3->3, slope 0.8; humor falls by 0.5 a step: cross-talk 0.5
-    response = summarise(points([(0, 1, 3.5), (1, 1, 3), (2, 3, 2.5), (3, 3, 2)])).attributes["quality"]
+    response = summarise(points([(0, 1, 3.5), (1, 1, 3), (2, 3, 2.5), (3, 3, 2)]), ["quality"]).attributes["quality"]
     assert response.mae.value == pytest.approx((1 + 0 + 1 + 0) / 4)
     assert response.slopes == pytest.approx({"quality": 0.8, "humor": -0.5})
     assert response.cross_talk.value == pytest.approx(0.5)

@@ -5,7 +5,7 @@ between expected and human value beside what answer length alone reaches, the me
 median beside the best constant's, and exact matches; intervals by bootstrap over trees.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -100,7 +100,7 @@ def predicted_turns(
     schema: AttributeSchema,
     *,
     fold: int = 0,
-    human_values: HumanValues = lambda tree, turn: None,
+    human_values: HumanValues | None = None,
 ) -> tuple[list[PredictedTurn], int]:
     """The turns of annotated conversations that carry a human label, and how many of them were not predicted.
 
@@ -115,39 +115,56 @@ def predicted_turns(
     turns: list[PredictedTurn] = []
     num_unpredicted = 0
     for number, conversation in enumerate(conversations):
-        tree = str((conversation.model_extra or {}).get("tree_id", number))
-        for index in conversation.spoken_turns():
-            turn = conversation.conversations[index]
+        for index, turn in _trained_turns(conversation):
             extra = turn.model_extra or {}
-            if not turn.train or "gt_label" not in extra:
+            if "gt_label" not in extra:
                 continue
             if turn.label is None:
                 num_unpredicted += 1
                 continue
-            rounded = {name: float(value) for name, value in schema.parse(extra["gt_label"]).items()}
             judgement = Judgement(
                 values=schema.parse(turn.label), expected=extra["label_expected"], probabilities=extra["label_probs"]
             )
             turns.append(
                 PredictedTurn(
                     id=f"{fold}.{number}.{index}",
-                    tree=tree,
+                    tree=_tree(conversation) or str(number),
                     fold=fold,
                     num_characters=len(turn.value),
-                    human=dict(human_values(tree, turn) or rounded),
+                    human=_human(conversation, turn, extra["gt_label"], schema, human_values),
                     judgement=judgement,
                 )
             )
     return turns, num_unpredicted
 
 
-def reference_values(human: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Attribute -> all its human values: what a predictor's training turns say of the scale."""
+def reference_values(
+    conversations: Iterable[Conversation], schema: AttributeSchema, human_values: HumanValues | None = None
+) -> dict[str, list[float]]:
+    """Attribute -> the human values of labelled conversations: what a predictor's training turns say of its scale."""
     values: dict[str, list[float]] = {}
-    for turn in human:
-        for name, value in turn.items():
-            values.setdefault(name, []).append(value)
+    for conversation in conversations:
+        for _, turn in _trained_turns(conversation):
+            if turn.label is not None:
+                for name, value in _human(conversation, turn, turn.label, schema, human_values).items():
+                    values.setdefault(name, []).append(value)
     return values
+
+
+def _trained_turns(conversation: Conversation) -> Iterator[tuple[int, Message]]:
+    turns = ((index, conversation.conversations[index]) for index in conversation.spoken_turns())
+    return ((index, turn) for index, turn in turns if turn.train)
+
+
+def _tree(conversation: Conversation) -> str:
+    return str((conversation.model_extra or {}).get("tree_id", ""))
+
+
+def _human(
+    conversation: Conversation, turn: Message, label: str, schema: AttributeSchema, human_values: HumanValues | None
+) -> dict[str, float]:
+    unrounded = human_values(_tree(conversation), turn) if human_values else None
+    return dict(unrounded or {name: float(value) for name, value in schema.parse(label).items()})
 
 
 def measure(

@@ -5,12 +5,13 @@ In: what the run's stages measured. Out: `report.html`, self-contained (no reque
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
 from steersman import jsonl
 from steersman.attributes import AttributeSchema
@@ -30,35 +31,42 @@ class Target:
 
     Attributes:
         name: the figure's key.
-        low, high: the bounds; None where there is none.
-        magnitude: |figure| is what the bounds hold for.
+        low, high, magnitude: least and greatest value, greatest absolute value; one of them is given.
     """
 
     name: str
     value: float
     low: float | None = None
     high: float | None = None
-    magnitude: bool = False
+    magnitude: float | None = None
 
     @property
     def met(self) -> bool:
-        value = abs(self.value) if self.magnitude else self.value
-        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+        """Whether the bound holds; not for a figure that is NaN, which means that there is none."""
+        if self.low is not None:
+            return self.value >= self.low
+        if self.high is not None:
+            return self.value <= self.high
+        assert self.magnitude is not None
+        return abs(self.value) <= self.magnitude
 
     @property
     def bound(self) -> str:
-        return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
+        if self.low is not None:
+            return f"≥ {self.low:g}"
+        return f"≤ {self.high:g}" if self.high is not None else f"within ±{self.magnitude:g}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSet:
+class DataSet(BaseModel):
     """Counts of one data file, and how often each label value occurs in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     num_records: int
     num_answers: int
-    num_labelled: int
-    labels: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    num_labelled: int = 0
+    labels: dict[str, dict[int, int]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,7 @@ class Run:
     steering: Steering
     steering_note: str
     stages: Sequence[StageTime]
+    seconds: float
     versions: Mapping[str, str]
     config: str
     num_samples: int = 4
@@ -113,7 +122,7 @@ class Run:
 def figures(run: Run) -> dict[str, float]:
     """The report's numbers under their dotted keys."""
     steering = run.steering
-    flat = {"steerlm.seconds": sum(stage.seconds for stage in run.stages)}
+    flat = {"steerlm.seconds": run.seconds}
     flat |= {f"steerlm.predictor.{key}": value for key, value in run.predictor.figures().items()}
     flat |= {f"steerlm.steering.{key}": value for key, value in steering.final.figures().items()}
     for kind in ("unseen", "unconditioned", "before"):
@@ -198,7 +207,7 @@ def _duration(seconds: float) -> str:
 def _summary(run: Run) -> str:
     steering = run.steering
     tiles = [
-        (_duration(sum(stage.seconds for stage in run.stages)), "all stages together"),
+        (_duration(run.seconds), "all stages together"),
         (f"{_mean_spearman(steering.final):.2f}", "mean Spearman, requested against measured"),
         (f"{steering.gain.value:.3f}", "nats a token that knowing the labels saves"),
         (f"{run.predictor.num_turns:,}", "held-out turns that the predictor was tested on"),

@@ -240,10 +240,11 @@ def measure(answers: Path, output: Path, scorer: Scorer, *, progress: Progress |
     return journal.run(list(jsonl.read(answers, Answer)), work, progress)
 
 
-def summarise(answers: Sequence[Measured]) -> SteeringReport:
-    """The responses that answers show, by swept attribute; questions are resampled for the intervals."""
+def summarise(answers: Sequence[Measured], names: Sequence[str]) -> SteeringReport:
+    """The responses that answers show, for each of the named attributes that was swept and can be measured; questions
+    are resampled for the intervals."""
     attributes = {}
-    for name in dict.fromkeys(name for answer in answers for name in answer.swept):
+    for name in names:
         points = [answer for answer in answers if name in answer.swept and name in answer.measured]
         if points:
             attributes[name] = _summarise_attribute(name, points)

@@ -92,6 +92,14 @@ class Stages:
         self.manifests: dict[str, Manifest] = {}
         self._say = say
         self._fingerprints: dict[str, str] = {}
+        self._start = time.monotonic()
+        self._seconds_working = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What all stages took when they were done, and what this run spent between them."""
+        between = time.monotonic() - self._start - self._seconds_working
+        return sum(manifest.seconds for manifest in self.manifests.values()) + between
 
     def run(self, name: str, work: Work, *, config: Mapping[str, Any], inputs: Mapping[str, str | Path]) -> Path:
         """The stage's folder, complete.
@@ -120,6 +128,7 @@ class Stages:
         start = time.monotonic()
         metrics = dict(work(folder))
         seconds = time.monotonic() - start
+        self._seconds_working += seconds
         manifest = manifest.model_copy(update={"finished": True, "seconds": seconds, "metrics": metrics})
         manifest.save(folder)
         self._say(f"{name}: finished in {seconds:.0f} s")
