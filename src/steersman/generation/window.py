@@ -1,9 +1,12 @@
 """What fits a model's window: asked before a long job sends a prompt that would stop it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from steersman.records import Prompt
-from steersman.text.tokenize import Encoder
+
+if TYPE_CHECKING:
+    from steersman.text.tokenize import Encoder
 
 TOO_LONG = "longer than the window"
 """The reason that reports and records give for what was left out."""
@@ -18,7 +21,7 @@ class Window:
         size: tokens of prompt and continuation together.
     """
 
-    encoder: Encoder
+    encoder: "Encoder"
     size: int
 
     def holds(self, prompt: Prompt, room: int = 1) -> bool:
