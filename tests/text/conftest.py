@@ -21,15 +21,18 @@ Turn = tuple[str, ...] | dict[str, Any]
 
 
 def make_conversation(kind: str | None, *turns: Turn, mask: str = "User", system: str = "Be kind.") -> Conversation:
-    """Turns are ("U" or "A" or any other role, text[, label]) or JSON objects."""
+    """Turns are (role, text[, label]), where "U" and "A" stand for User and Assistant, or JSON objects."""
     roles = {"U": "User", "A": "Assistant"}
-    messages = [
-        turn
-        if isinstance(turn, dict)
-        else {"from": roles.get(turn[0], turn[0]), "value": turn[1], "label": (*turn, None)[2]}
-        for turn in turns
-    ]
-    return Conversation.model_validate({"system": system, "mask": mask, "type": kind, "conversations": messages})
+
+    def message(turn: Turn) -> dict[str, Any]:
+        if isinstance(turn, dict):
+            return turn
+        role, text, label = (*turn, None)[:3]
+        return {"from": roles.get(role, role), "value": text, "label": label}
+
+    return Conversation.model_validate(
+        {"system": system, "mask": mask, "type": kind, "conversations": [message(turn) for turn in turns]}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +131,8 @@ class Family:
 LLAMA3 = Family(  # writes BOS itself, trims every message
     template="""{{- bos_token }}
 {%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
@@ -199,7 +203,8 @@ QWEN3 = Family(  # thoughts are dropped from earlier answers; the last answer is
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.index0 > ns.last_query and (loop.last or thought) %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+            {{- '<|im_start|>assistant\\n<think>\\n' + thought.strip('\\n') }}
+            {{- '\\n</think>\\n\\n' + content.lstrip('\\n') }}
         {%- else %}
             {{- '<|im_start|>assistant\\n' + content }}
         {%- endif %}

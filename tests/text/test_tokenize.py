@@ -31,7 +31,8 @@ def test_a_token_is_trained_when_its_first_character_is():
     assert loss_mask(encoded, []) == [False] * 5
 
 
-MASKS = {  # hand-written: below each token, a control token (⓪①②), a line break (/) or a character, ^ where it is trained
+# Hand-written: below each token (a control token ⓪①②, a line break / or a character) ^ where it is trained.
+MASKS = {
     "VALUE_TO_TEXT": (
         "⓪System/Be/①User/ho/①Assistant/②q:4/yo/①User/ok/①Assistant/②q:0/bye/①",
         "                                    ^^^^                        ^^^^^",
