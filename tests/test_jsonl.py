@@ -233,6 +233,16 @@ def test_no_items_make_an_empty_file(tmp_path: Path) -> None:
     assert jsonl.Journal(tmp_path / "out.jsonl", unit=2, settings={}).run([], Doubler()).read_bytes() == b""
 
 
+def test_a_job_that_committed_nothing_leaves_nothing_to_mix(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        jsonl.Journal(tmp_path / "out.jsonl", unit=3, settings={"model": "a"}).run(range(10), Doubler(fail_at=2))
+    output = jsonl.Journal(tmp_path / "out.jsonl", unit=2, settings={"model": "b"}).run(range(3), Doubler())
+    assert (
+        output.read_bytes()
+        == jsonl.Journal(tmp_path / "b.jsonl", unit=2, settings={}).run(range(3), Doubler()).read_bytes()
+    )
+
+
 @pytest.mark.parametrize("change", [{"unit": 4}, {"settings": {"model": "b"}}])
 def test_a_journal_of_another_job_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     job: dict[str, Any] = {"unit": 3, "settings": {"model": "a", "seed": 1}}

@@ -261,13 +261,13 @@ class Journal:
         self.folder = self.output.with_name(self.output.name + ".partial")
         self._job = orjson.dumps({"unit": unit, "settings": settings}, option=orjson.OPT_SORT_KEYS)
         job_file = self.folder / "job.json"
-        if job_file.exists():
-            if job_file.read_bytes() != self._job:
-                raise OutputError(
-                    f"{self.folder} holds the unfinished work of a job with other inputs or settings; "
-                    "finish that one, or delete the folder to start afresh"
-                )
-        else:
+        has_units = any(self.folder.glob("*.jsonl"))
+        if has_units and job_file.read_bytes() != self._job:
+            raise OutputError(
+                f"{self.folder} holds the unfinished work of a job with other inputs or settings; "
+                "finish that one, or delete the folder to start afresh"
+            )
+        if not has_units:  # a job that was refused before its first unit leaves nothing to mix
             write_bytes(job_file, self._job)
 
     def _path(self, index: int) -> Path:
