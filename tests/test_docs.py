@@ -3,14 +3,19 @@
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from steersman.attributes import SCHEMAS
+from steersman import config
+from steersman.attributes import OASST, SCHEMAS
+from steersman.card import TemplateSpec
 from steersman.cli import VERBS, load_verb
+from steersman.models.load import load_model, prepare_for_training, save_model
+from steersman.pipelines.jobs import TrainConfig
 from steersman.records import Conversation, PreferencePair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,3 +100,31 @@ def test_schemas_are_listed_in_order() -> None:
     for name in ("oasst", "helpsteer"):
         assert f"| `{name}` | {', '.join(SCHEMAS[name].names)} |" in text
     assert SCHEMAS["merged"].names == (*SCHEMAS["oasst"].names[:2], "humor", "creativity", *SCHEMAS["helpsteer"].names)
+
+
+def test_the_tutorials_recipe_and_its_overrides_are_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs/coming-from-nemo.md").read_text()
+    recipe = tmp_path / "value_model.yaml"
+    recipe.write_text("".join(re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)))
+    runs = [words for words in commands(text) if words[0] == "train"]
+    assert [words[1] for words in runs] == ["attributes", "sft", "sft"]
+    for _, role, _, *overrides in runs:
+        trained = config.load(recipe, TrainConfig, [f"role={role}", *overrides])
+        assert trained.optim.lr == 5e-6
+        assert len(trained.data.train) == len(trained.data.validation) == 1
+
+
+def test_the_python_example_answers(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = prepare_for_training(load_model(tiny_model_folder), TemplateSpec(), None)
+    save_model(replace(trained, card=trained.card.model_copy(update={"attributes": OASST})), tmp_path / "best")
+    text = (ROOT / "docs/coming-from-nemo.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    code = code.replace("runs/steerlm_model/best", str(tmp_path / "best")).replace("4096", "12")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert (
+        capsys.readouterr().out
+        == names["get_answer"]("Where and when did techno music originate?", 12, {"quality": 4, "humor": 0}) + "\n"
+    )
