@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 HUB = "hf://"
 _HUB_FILE = re.compile(
-    r"hf://(?P<kind>datasets/)?(?P<repo>[^/@]+/[^/@]+)"
+    r"hf://(?P<kind>datasets/)?(?!datasets/|spaces/|buckets/)(?P<repo>[^/@]+/[^/@]+)"
     r"(@(?P<revision>refs/pr/\d+|refs/convert/[^/]+|[^/]+))?/(?P<path>.+)"
 )
 

@@ -80,12 +80,12 @@ def prepare_oasst(config: OasstConfig, bar: Bar = no_bar) -> DataSummary:
             for _, item in inputs.parse(_row_groups(rows), parse_rows):
                 yield item
 
-    return prepare(config, read, schema, bar)
+    return prepare(config, read, schema, bar, by_key=False)  # NeMo's split goes by line, even where a tree comes twice
 
 
 def _row_groups(rows: Spool) -> Iterator[Line]:
     """The rows of each tree as one line, which stands where its first row stood."""
-    for items in rows.groups(0, len(rows)):
+    for items in rows.groups():
         parked = [rows[item] for item in items]
         path, number, _ = parked[0]
         yield Line(path, number, orjson.dumps([row for _, _, row in parked]))

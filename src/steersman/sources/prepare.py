@@ -31,7 +31,7 @@ from steersman.randomness import derive_seed
 from steersman.records import ASSISTANT, DEFAULT_SYSTEM, USER, Conversation, ConversationType
 from steersman.sources.inputs import Inputs
 from steersman.sources.labels import Labels, Tally
-from steersman.sources.spool import Items, Spool
+from steersman.sources.spool import Groups, Items, Spool
 from steersman.sources.summary import DataSummary, length_thresholds, summary_path
 
 
@@ -118,7 +118,7 @@ class Group(NamedTuple):
     """Records that stay together: all of them train, or all validate.
 
     Attributes:
-        key: the id of the tree, or whatever else makes records alike; groups of equal key are one.
+        key: the id of the tree, or whatever else makes records alike; groups of equal key fall into the same fold.
         branches: its records; none, for a tree of one message (it counts in the split all the same).
     """
 
@@ -160,7 +160,9 @@ def no_bar(description: str, *, total: int | None, unit: str) -> Iterator[Progre
     yield lambda num_done: None
 
 
-def prepare(config: PrepareConfig, read: Read, schema: AttributeSchema, bar: Bar = no_bar) -> DataSummary:
+def prepare(
+    config: PrepareConfig, read: Read, schema: AttributeSchema, bar: Bar = no_bar, *, by_key: bool = True
+) -> DataSummary:
     """Read all groups, split them, and write the files.
 
     Args:
@@ -168,6 +170,7 @@ def prepare(config: PrepareConfig, read: Read, schema: AttributeSchema, bar: Bar
         read: a source: the groups of the inputs, in order.
         schema: of the labels as the source writes them.
         bar: shows the progress of reading and of writing.
+        by_key: shuffle and split groups of equal key as one; otherwise each by itself.
 
     Raises:
         DataError: a line cannot be used, or there is nothing to write.
@@ -184,7 +187,8 @@ def prepare(config: PrepareConfig, read: Read, schema: AttributeSchema, bar: Bar
                 _park(spool, config.val_input, config, read, rejects, bar)
         if num_input == 0:
             raise DataError(f"nothing to prepare in {', '.join(config.input)}")
-        split = _split(spool, num_input, config)
+        keys = spool.keys
+        split = _split(keys, num_input, config, by_key)
         lengths = _lengths(spool, split.train) if config.derive else Counter()
         if config.derive and not lengths:
             raise DataError("derive: no assistant turn in the training split has a label, so there are no thresholds")
@@ -195,8 +199,8 @@ def prepare(config: PrepareConfig, read: Read, schema: AttributeSchema, bar: Bar
             jsonl.writer(outputs.val, overwrite=True) as put_val,
             bar("write", total=len(spool), unit="groups") as progress,
         ):
-            train = _write(put_train, spool, split.train, labels, progress)
-            val = _write(put_val, spool, split.val, labels, progress)
+            train = _write(put_train, spool, split.train, keys, labels, progress)
+            val = _write(put_val, spool, split.val, keys, labels, progress)
     summary = DataSummary(
         attributes=train.schema,
         thresholds=labels.thresholds,
@@ -223,19 +227,19 @@ class _Split(NamedTuple):
     val: Items
 
 
-def _split(spool: Spool, num_input: int, config: PrepareConfig) -> _Split:
+def _split(keys: Items, num_input: int, config: PrepareConfig, by_key: bool) -> _Split:
     """Which parked items train and which validate, in the order in which they are written."""
-    groups = spool.groups(0, num_input)
+    groups = Groups(keys[:num_input] if by_key else np.arange(num_input))
     shuffled = array("q", range(len(groups)))
     random.Random(config.seed).shuffle(shuffled)
     order = np.array(shuffled, dtype=np.int64)
+    items = groups.items(order)
     if config.val_input:
-        held_out = spool.groups(num_input, len(spool))
-        return _Split(groups.items(order), held_out.items(np.arange(len(held_out))))
+        return _Split(items, np.arange(num_input, len(keys)))
     if config.fold:
         number, count = map(int, config.fold.split("/"))
-        in_fold = groups.keys[order] % count == number - 1
-        return _Split(groups.items(order[~in_fold]), groups.items(order[in_fold]))
+        in_fold = keys[items] % count == number - 1
+        return _Split(items[~in_fold], items[in_fold])
     num_train = int(len(order) * config.split_ratio)
     return _Split(groups.items(order[:num_train]), groups.items(order[num_train:]))
 
@@ -256,7 +260,9 @@ def _lengths(spool: Spool, items: Items) -> Counter[int]:
     )
 
 
-def _write(put: Callable[[Any], None], spool: Spool, items: Items, labels: Labels, progress: Progress) -> Tally:
+def _write(
+    put: Callable[[Any], None], spool: Spool, items: Items, keys: Items, labels: Labels, progress: Progress
+) -> Tally:
     """Write the records of the items, with their final labels; returns what they amount to."""
     tally = Tally(labels)
     for item in items:
@@ -264,7 +270,7 @@ def _write(put: Callable[[Any], None], spool: Spool, items: Items, labels: Label
             for turn in branch.record.get("conversations", ()):
                 labels.derive(turn)
             put(branch.record)
-            tally.add(spool.key(item), _own_turns(branch))
+            tally.add(int(keys[item]), _own_turns(branch))
         progress(1)
     return tally
 
@@ -282,7 +288,8 @@ class _Outputs:
         self._marker = self.train.with_name(f".{self.train.stem}.unfinished")
         for path in (self.train, self.val, self._summary):
             jsonl.check_absent(path, overwrite or self._marker.exists())
-        self.rejects.unlink(missing_ok=True)
+        with jsonl.named_errors(self.rejects):
+            self.rejects.unlink(missing_ok=True)
 
     def begin(self) -> None:
         jsonl.write_bytes(self._marker, b"")

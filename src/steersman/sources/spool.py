@@ -17,7 +17,9 @@ Items = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class Spool:
-    """A list of JSON items in a temporary file without a name (a killed run leaves nothing behind), each under a key.
+    """JSON items in a temporary file without a name (a killed run leaves nothing behind), each under a key.
+
+    All are appended before the first is read.
 
     Args:
         folder: where the file lives; made when absent. The items' size must fit there once.
@@ -44,16 +46,19 @@ class Spool:
         self._starts.append(self._end)
         self._end += len(line)
 
-    def key(self, index: SupportsIndex) -> int:
-        return self._keys[index]
+    @property
+    def keys(self) -> Items:
+        """The key of every item."""
+        return np.array(self._keys, dtype=np.int64)
 
     def __getitem__(self, index: SupportsIndex) -> Any:
-        self._file.seek(self._starts[index])
-        return orjson.loads(self._file.readline())
+        with jsonl.named_errors(self._folder):  # the first seek writes what is still buffered
+            self._file.seek(self._starts[index])
+            return orjson.loads(self._file.readline())
 
-    def groups(self, start: int, stop: int) -> "Groups":
-        """The items `start` to `stop`, grouped by key."""
-        return Groups(np.array(self._keys[start:stop], dtype=np.int64), start)
+    def groups(self) -> "Groups":
+        """The items grouped by key."""
+        return Groups(self.keys)
 
     def __enter__(self) -> "Spool":
         return self
@@ -61,24 +66,24 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with jsonl.named_errors(self._folder):
+            self._file.close()
 
 
 class Groups:
-    """The items of equal key: groups in order of first appearance, items of a group in their order."""
+    """Items (by number, from 0) of equal key: groups in order of first appearance, items of a group in their order."""
 
-    def __init__(self, keys: Items, start: int) -> None:
-        distinct, first, inverse, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    def __init__(self, keys: Items) -> None:
+        _, first, inverse, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
         by_appearance = np.argsort(first)
         number = np.empty_like(by_appearance)
         number[by_appearance] = np.arange(len(by_appearance))
-        self._items = np.argsort(number[inverse], kind="stable") + start
+        self._items = np.argsort(number[inverse], kind="stable")
         self._sizes = sizes[by_appearance]
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self.keys: Items = distinct[by_appearance]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._sizes)
 
     def __iter__(self) -> Iterator[Items]:
         return (self._items[start : start + size] for start, size in zip(self._starts, self._sizes, strict=True))
