@@ -17,15 +17,16 @@ from steersman.cli import VERBS, load_verb
 from steersman.models.load import load_model, prepare_for_training, save_model
 from steersman.pipelines.jobs import TrainConfig
 from steersman.records import Conversation, PreferencePair
+from steersman.sources.prompts import parse_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def blocks(text: str) -> list[str]:
+def blocks(text: str, language: str = "[a-z]*") -> list[str]:
     """The contents of fenced blocks."""
-    return re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -89,10 +90,13 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def test_examples_of_records_parse() -> None:
-    found = [orjson.loads(block) for block in blocks((ROOT / "docs/formats.md").read_text()) if block.startswith("{")]
-    conversation, pair = found
+    text = (ROOT / "docs/formats.md").read_text()
+    conversation, pair = map(orjson.loads, blocks(text, "json"))
     assert Conversation.model_validate(conversation).to_json() == conversation
     assert PreferencePair.model_validate(pair).model_dump() == pair
+    (prompts,) = (block for block in blocks(text) if block.startswith('{"prompt"'))
+    for line in prompts.splitlines():
+        assert parse_prompt(orjson.loads(line), "").conversation.conversations[-1].role == "User"
 
 
 def test_schemas_are_listed_in_order() -> None:
@@ -105,7 +109,7 @@ def test_schemas_are_listed_in_order() -> None:
 def test_the_tutorials_recipe_and_its_overrides_are_valid(tmp_path: Path) -> None:
     text = (ROOT / "docs/coming-from-nemo.md").read_text()
     recipe = tmp_path / "value_model.yaml"
-    recipe.write_text("".join(re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)))
+    recipe.write_text("".join(blocks(text, "yaml")))
     runs = [words for words in commands(text) if words[0] == "train"]
     assert [words[1] for words in runs] == ["attributes", "sft", "sft"]
     for _, role, _, *overrides in runs:
@@ -120,7 +124,7 @@ def test_the_python_example_answers(
     trained = prepare_for_training(load_model(tiny_model_folder), TemplateSpec(), None)
     save_model(replace(trained, card=trained.card.model_copy(update={"attributes": OASST})), tmp_path / "best")
     text = (ROOT / "docs/coming-from-nemo.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    (code,) = blocks(text, "python")
     code = code.replace("runs/steerlm_model/best", str(tmp_path / "best")).replace("4096", "12")
     names: dict[str, Any] = {}
     exec(code, names)
