@@ -114,6 +114,7 @@ def test_words_never_become_special_tokens(conversation, encoder_of, any_tokeniz
         assert [i for i in ids if i in special] == [
             i for i in encoder.encode_conversation(tame).input_ids if i in special
         ]
+        assert encoder.encode_conversation(tame) == Encoder(any_tokenizer, encoder.spec).encode_conversation(tame)
         text = encoder.template.render(wild).text
         encoded = encoder.encode(text, encoder.template.render(wild).literal)
         assert encoded.ids == ids

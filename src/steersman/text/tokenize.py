@@ -102,7 +102,7 @@ def open_encoder(
     kind: Kind | None = None,
     bos: bool | None = None,
     control: Control | None = None,
-) -> "tuple[Encoder, AttributeSchema | None]":
+) -> tuple["Encoder", AttributeSchema | None]:
     """The encoder that training with this tokenizer will use, and the attributes where they are known.
 
     A model folder's card governs. Without one, and for a base model, the arguments choose; what they leave open has
@@ -223,12 +223,13 @@ class Encoder:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _finish(self, text: str, encoding: Encoding, literal: Sequence[Span]) -> Encoded:
-        tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
+        ids, offsets = encoding.ids, encoding.offsets
         if literal:
-            tokens = self._with_literal(text, tokens, literal)
-        if self.spec.bos and self.bos_id is not None and (not tokens or tokens[0][0] != self.bos_id):
-            tokens.insert(0, (self.bos_id, (0, 0)))
-        return Encoded([token for token, _ in tokens], [offsets for _, offsets in tokens])
+            tokens = self._with_literal(text, list(zip(ids, offsets, strict=True)), literal)
+            ids, offsets = [token for token, _ in tokens], [span for _, span in tokens]
+        if self.spec.bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids, offsets = [self.bos_id, *ids], [(0, 0), *offsets]
+        return Encoded(ids, offsets)
 
     def _with_literal(
         self, text: str, tokens: list[tuple[int, Span]], literal: Sequence[Span]
