@@ -232,18 +232,47 @@ def test_agreement_with_human_labels(tmp_path: Path) -> None:
     assert report.num_foreign == 1
 
 
+def chats(count: int) -> list[dict[str, Any]]:
+    """Dialogues of one to three answers in words that the tiny model knows."""
+    words = ["The moon", "a joke about the sea", "12 pears and 3 apples", "Paris!"]
+    return [
+        record(*[(role, f"{words[(i + n) % 4]}, {i}") for n in range(i % 3 + 1) for role in ("User", "Assistant")])
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupted_model_continues_to_the_same_bytes(
+    tiny_steered_folder: Path, write: Callable[..., Path], tmp_path: Path, precision: Any
+) -> None:
+    loaded = load_model(tiny_steered_folder, precision=precision)
+    assert loaded.card.attributes is not None
+    source = write(*chats(12))
+
+    def label(output: Path, num_units: int | None = None) -> bytes:
+        engine = Engine(loaded, max_batch=3)
+        predictor = AttributePredictor(engine, engine.encoder.template, loaded.card.attributes)
+        units_left = iter(range(num_units or 100))
+
+        def forget() -> None:
+            engine.forget()
+            if next(units_left, None) is None:
+                raise KeyboardInterrupt
+
+        annotate(source, output, predictor, identity="tiny", unit=4, forget=forget)
+        return output.read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        label(tmp_path / "cut.jsonl", num_units=1)
+    assert label(tmp_path / "cut.jsonl") == label(tmp_path / "whole.jsonl")
+
+
 def test_a_model_labels_alike_in_any_unit(
     tiny_steered_folder: Path, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     loaded = load_model(tiny_steered_folder, precision="float32")
     assert loaded.card.attributes is not None
-    words = ["The moon", "a joke about the sea", "12 pears and 3 apples", "Paris!"]
-    source = write(
-        *(
-            record(*[(role, f"{words[(i + n) % 4]}, {i}") for n in range(i % 3 + 1) for role in ("User", "Assistant")])
-            for i in range(6)
-        )
-    )
+    source = write(*chats(6))
     outputs = []
     for unit in (1, 6):
         engine = Engine(loaded, max_batch=4)

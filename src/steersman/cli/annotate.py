@@ -67,6 +67,7 @@ def command(
             turns=turns,
             unit=unit,
             fits=predictor.fits,
+            forget=opened.forget,
             on_error=on_error,
             limit=limit,
             overwrite=overwrite,

@@ -96,6 +96,11 @@ def command(
     if judge.card.attributes is None:
         raise ModelError(f"{predictor}: its card lists no attributes, so there is none to predict")
     scorer = AttributePredictor(judge.scorer, judge.template, judge.card.attributes, judge.window)
+
+    def forget() -> None:
+        opened.forget()
+        judge.forget()
+
     sampler = Sampler(
         generator=opened.model,
         template=opened.template,
@@ -104,6 +109,7 @@ def command(
         config=config,
         window=opened.window,
         fits=scorer.fits,
+        forget=forget,
     )
     found = read_contexts(input, config, sampler.template, sampler.schema, on_error=on_error, limit=limit)
     with progress_bar("bootstrap", total=samples * len(found.distinct), unit="answers") as advance:

@@ -79,6 +79,7 @@ def command(
             seed=seed,
             unit=unit,
             window=opened.window,
+            forget=opened.forget,
             on_error=on_error,
             limit=limit,
             overwrite=overwrite,

@@ -1,5 +1,6 @@
 """A model folder, or a running server and the folder of what it serves -> what a verb asks and how it is addressed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ class Opened:
         template: of the card.
         window: how much it takes at once, if known.
         identity: what decides its answers, for the journals of long jobs.
+        forget: makes an embedded model drop what it keeps for reuse; servers mind their own.
     """
 
     model: Generator
@@ -32,6 +34,7 @@ class Opened:
     template: Template
     window: Window | None
     identity: dict[str, Any]
+    forget: Callable[[], None] = lambda: None
 
     @property
     def scorer(self) -> ContinuationScorer:
@@ -82,4 +85,4 @@ def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], b
         "precision": str(loaded.model.dtype),
     }
     window = Window(loaded.encoder, loaded.window)
-    return Opened(engine, loaded.card, loaded.encoder.template, window, identity)
+    return Opened(engine, loaded.card, loaded.encoder.template, window, identity, engine.forget)

@@ -6,7 +6,7 @@ bytes.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ def complete_file(
     seed: int = 0,
     unit: int = 64,
     window: Window | None = None,
+    forget: Callable[[], Any] | None = None,
     on_error: OnError = "stop",
     limit: int | None = None,
     overwrite: bool = False,
@@ -81,6 +82,8 @@ def complete_file(
         attributes: asked for of every prompt; a line's own go first.
         unit: prompts that are batched and committed together.
         window: the model's, if known: a prompt that it does not hold is a bad line.
+        forget: called before each unit; makes an embedded model drop what it keeps for reuse, so that a unit's answers
+            depend on it alone (`Engine.forget`).
         on_error: "skip" writes bad lines to `<output>.rejects.jsonl` and counts them.
         progress: called with the number of further prompts done.
 
@@ -112,6 +115,8 @@ def complete_file(
     seeded = [one.with_seed(derive_seed(seed, "generate", number)) for number, one in enumerate(asked)]
 
     def work(batch: Sequence[_Asked]) -> list[dict[str, Any]]:
+        if forget:
+            forget()
         completions = generator.generate([one.request for one in batch], progress)
         return [
             {

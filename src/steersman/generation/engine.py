@@ -262,6 +262,10 @@ class Engine:
         finally:
             self.cancel(handle)
 
+    def forget(self) -> None:
+        """Drop what is kept for reuse: what follows then depends on nothing before it, to the last bit."""
+        self._prefixes = PrefixCache(self._prefixes.max_tokens)
+
     def _run(
         self,
         requests: Sequence[GenerationRequest] | Sequence[ScoreRequest],

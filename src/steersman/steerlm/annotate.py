@@ -136,6 +136,7 @@ def annotate(
     turns: Turns = "unmasked",
     unit: int = 64,
     fits: Callable[[Conversation], bool] | None = None,
+    forget: Callable[[], Any] | None = None,
     on_error: OnError = "stop",
     limit: int | None = None,
     overwrite: bool = False,
@@ -151,6 +152,8 @@ def annotate(
         unit: conversations that are batched and committed together.
         fits: whether the scorer's window holds a conversation and the label of its last turn; raises DataError for one
             that cannot be rendered.
+        forget: called before each unit; makes an embedded model drop what it keeps for reuse, so that a unit's numbers
+            depend on it alone (`Engine.forget`).
         on_error: "skip" writes bad lines to `<output>.rejects.jsonl` and counts them.
         limit: the first so many lines only.
         progress: called with the number of further turns done.
@@ -175,7 +178,13 @@ def annotate(
     if progress:
         done = (c for i, c in enumerate(conversations) if journal.done(i // unit))
         progress(sum(len(turns_to_label(c, turns)) for c in done))
-    journal.run(conversations, lambda batch: annotate_unit(batch, scorer, turns=turns, fits=fits, progress=progress))
+
+    def work(batch: Sequence[Conversation]) -> list[Conversation]:
+        if forget:
+            forget()
+        return annotate_unit(batch, scorer, turns=turns, fits=fits, progress=progress)
+
+    journal.run(conversations, work)
     return summarize(output, scorer.schema, turns=turns, num_rejected=rejects.count)
 
 

@@ -210,6 +210,8 @@ class Sampler:
         config: what is sampled and kept.
         window: the conditioned model's, if known: contexts that it does not hold are counted and left unanswered.
         fits: whether the scorer's window holds an answered conversation.
+        forget: called before each batch; makes embedded models drop what they keep for reuse, so that a batch's
+            answers and numbers depend on it alone (`Engine.forget` of both).
     """
 
     generator: Generator
@@ -219,6 +221,7 @@ class Sampler:
     config: BootstrapConfig
     window: Window | None = None
     fits: Callable[[Conversation], bool] | None = None
+    forget: Callable[[], Any] | None = None
 
     def sample(
         self,
@@ -227,6 +230,8 @@ class Sampler:
         progress: Progress | None = None,
     ) -> list[SampledContext]:
         """Answer the (number, context) pairs of a batch and judge the answers."""
+        if self.forget:
+            self.forget()
         found: dict[int, list[Sample]] = {number: [] for number, _ in batch}
         asked = []
         for number, wanted in batch:
