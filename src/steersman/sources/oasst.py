@@ -232,8 +232,8 @@ def _values(labels: Any) -> dict[str, int]:
     values = {}
     for name, entry in labels.items():
         if name in NAMES and entry is not None:
-            fraction = entry.get("value") if isinstance(entry, dict) else entry
-            if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+            fraction: Any = entry.get("value") if isinstance(entry, dict) else entry
+            if type(fraction) not in (float, int):
                 raise DataError(f"{name} must be a number, not {fraction!r}")
             values[name] = fraction_to_value(fraction)
     return values
