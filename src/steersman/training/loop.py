@@ -105,9 +105,7 @@ class Report:
         return {
             **{name: getattr(self, name) for name in names},
             **self.metrics,
-            **{
-                f"validation.{name}.{key}": n for name, numbers in self.validation.items() for key, n in numbers.items()
-            },
+            **{f"validation.{name}.{key}": n for name, means in self.validation.items() for key, n in means.items()},
         }
 
 
@@ -117,7 +115,7 @@ def train(
     """Run the steps that `state` leaves to do; returns the state in the end.
 
     Raises:
-        NonFiniteError: a loss or gradient is NaN or infinite. The weights are those before that step.
+        NonFiniteError: a loss or gradient is NaN or infinite; no checkpoint is written from then on.
         OutputError: a checkpoint or the best model cannot be written.
     """
     job.model.train()
@@ -128,7 +126,8 @@ def train(
         if job.validation and (last or step % job.validate.every == 0):
             validation = {name: validate(job, rows, mesh) for name, rows in job.validation.items()}
             report = replace(report, validation=validation)
-            loss = sum(numbers["loss"] for numbers in validation.values()) / len(validation)
+            loss = sum(means["loss"] for means in validation.values()) / len(validation)
+            _check_finite(job, step, validation_loss=loss)
             if best_loss is None or loss < best_loss:
                 best_loss = loss
                 if mesh.rank == 0:
@@ -160,13 +159,7 @@ def train_step(job: Job, step: int, batches: Sequence[PackedBatch], mesh: Mesh) 
     (num_tokens,) = sum_numbers([sum(batch.num_tokens for batch in batches)], mesh)
 
     grad_norm = optimizer.gradient_norm() / num_trained
-    if not (math.isfinite(grad_norm) and math.isfinite(means["loss"])):
-        saved = checkpoint.steps(job.folder)
-        stands = f"the checkpoint of step {saved[-1]} stands" if saved else "there is no checkpoint yet"
-        raise NonFiniteError(
-            f"step {step}: loss {means['loss']}, gradient norm {grad_norm}; stopped before the weights took harm; "
-            f"{stands}. Try a lower optim.lr or precision=float32"
-        )
+    _check_finite(job, step, loss=means["loss"], gradient_norm=grad_norm)
     clip = 1.0 if config.clip_norm is None else min(1.0, config.clip_norm / max(grad_norm, 1e-12))
     lr = learning_rate(config, step, job.num_steps)
     optimizer.step(lr, clip / num_trained)
@@ -191,6 +184,14 @@ def validate(job: Job, batches: Sequence[PackedBatch], mesh: Mesh) -> dict[str, 
     losses = [job.task(batch.to(mesh.device)) for batch in batches]
     job.model.train()
     return _means(losses, mesh)[1]
+
+
+def _check_finite(job: Job, step: int, **numbers: float) -> None:
+    if not all(math.isfinite(number) for number in numbers.values()):
+        what = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in numbers.items())
+        saved = checkpoint.steps(job.folder)
+        stands = f"the checkpoint of step {saved[-1]} stands" if saved else "there is no checkpoint yet"
+        raise NonFiniteError(f"step {step}: {what}; {stands}. Try a lower optim.lr, or precision=float32")
 
 
 def _means(losses: Sequence[Loss], mesh: Mesh) -> tuple[int, dict[str, float]]:
