@@ -16,6 +16,7 @@ from steersman.cli.chat import Session
 from steersman.errors import ConfigError, LabelError
 from steersman.records import Conversation
 from steersman.seams import GenerationRequest, Sampling
+from steersman.sources.summary import DataSummary, SplitCounts
 from steersman.text.template import Template
 
 
@@ -59,6 +60,21 @@ def test_annotate(steersman: Any, tiny_steered_folder: Path, conversations: Path
         assert set(answer["label_probs"]) == {"quality", "humor", "toxicity"}
     status, _, err = steersman("annotate", "--model", tiny_steered_folder, "--input", conversations, "--output", output)
     assert (status, "exists already" in err) == (1, True)
+
+
+def test_derived_attributes_are_appended(
+    steersman: Any, tiny_steered_folder: Path, conversations: Path, tmp_path: Path
+) -> None:
+    counts = SplitCounts()
+    DataSummary(thresholds={"verbosity": (3, 7, 9, 30)}, train=counts, val=counts).save(tmp_path / "data_schema.json")
+    output = tmp_path / "out.jsonl"
+    command = ("annotate", "--model", tiny_steered_folder, "--input", conversations, "--output", output)
+    status, _, err = steersman(*command, "--derived", tmp_path / "nothing")
+    assert (status, "nothing_schema.json: no such file" in err) == (1, True)
+    status, _, err = steersman(*command, "--derived", tmp_path / "data")
+    assert status == 0, err
+    for record in lines(output):  # "the moon": 8 characters, beyond two of the thresholds
+        assert record["conversations"][1]["label"].endswith(",verbosity:2")
 
 
 def test_annotate_needs_a_model_with_attributes(

@@ -24,6 +24,7 @@ def command(
     turns: Annotated[
         Literal["unmasked", "all"], typer.Option("--turns", help="Label the turns of unmasked roles, or every turn.")
     ] = "unmasked",
+    derived: flags.Derived = None,
     unit: Annotated[int, typer.Option("--unit", min=1, help="Conversations batched and committed together.")] = 64,
     batch: flags.Batch = 32,
     precision: flags.Precision = "auto",
@@ -43,31 +44,28 @@ def command(
     ```
     """
     from steersman import jsonl
-    from steersman.cli.opened import open_model
+    from steersman.cli.opened import open_predictor
     from steersman.cli.output import print_table, wrote
     from steersman.cli.progress import progress_bar
-    from steersman.errors import ModelError
     from steersman.records import Conversation
-    from steersman.scoring.attributes import AttributePredictor
     from steersman.steerlm.annotate import annotate, turns_to_label
 
     jsonl.check_absent(output, overwrite)
     conversations = jsonl.read(input, Conversation, on_error=on_error, limit=limit)
     num_turns = sum(len(turns_to_label(conversation, turns)) for conversation in conversations)
-    opened = open_model(model, url, precision=precision, batch=batch, api_key=api_key, concurrency=concurrency)
-    if opened.card.attributes is None:
-        raise ModelError(f"{model or url}: its card lists no attributes, so there is none to predict")
-    predictor = AttributePredictor(opened.scorer, opened.template, opened.card.attributes, opened.window)
+    predictor = open_predictor(
+        model, url, derived, precision=precision, batch=batch, api_key=api_key, concurrency=concurrency
+    )
     with progress_bar("annotate", total=num_turns, unit="turns") as advance:
         report = annotate(
             input,
             output,
-            predictor,
-            identity=opened.identity,
+            predictor.scorer,
+            identity=predictor.identity,
             turns=turns,
             unit=unit,
             fits=predictor.fits,
-            forget=opened.forget,
+            forget=predictor.forget,
             on_error=on_error,
             limit=limit,
             overwrite=overwrite,

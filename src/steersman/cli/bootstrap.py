@@ -1,6 +1,6 @@
 """`steersman bootstrap`: conversations -> a model's own best answers to them, labelled."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ def command(
     predictor: Annotated[
         str, typer.Option("--predictor", metavar="MODEL", help="Attribute predictor: folder or Hugging Face id.")
     ],
+    derived: flags.Derived = None,
     attributes: flags.Attributes = "quality=4",
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each prompt.")] = 4,
     keep: Annotated[int, typer.Option("--keep", min=1, help="Most answers kept of each prompt's.")] = 1,
@@ -60,12 +61,11 @@ def command(
     ```
     """
     from steersman import jsonl
-    from steersman.cli.opened import open_model
+    from steersman.cli.opened import open_model, open_predictor
     from steersman.cli.output import print_table, wrote
     from steersman.cli.progress import progress_bar
     from steersman.config import validate
     from steersman.errors import ModelError
-    from steersman.scoring.attributes import AttributePredictor
     from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap, read_contexts
 
     jsonl.check_absent(output, overwrite)
@@ -87,15 +87,11 @@ def command(
         BootstrapConfig,
         "bootstrap",
     )
-    opened = open_model(model, url, precision=precision, batch=batch, api_key=api_key, concurrency=concurrency)
-    judge = open_model(
-        predictor, predictor_url, precision=precision, batch=batch, api_key=api_key, concurrency=concurrency
-    )
+    options: dict[str, Any] = {"precision": precision, "batch": batch, "api_key": api_key, "concurrency": concurrency}
+    opened = open_model(model, url, **options)
+    judge = open_predictor(predictor, predictor_url, derived, **options)
     if opened.card.attributes is None:
         raise ModelError(f"{model}: its card lists no attributes, so nothing can be asked for")
-    if judge.card.attributes is None:
-        raise ModelError(f"{predictor}: its card lists no attributes, so there is none to predict")
-    scorer = AttributePredictor(judge.scorer, judge.template, judge.card.attributes, judge.window)
 
     def forget() -> None:
         opened.forget()
@@ -105,10 +101,10 @@ def command(
         generator=opened.model,
         template=opened.template,
         schema=opened.card.attributes,
-        scorer=scorer,
+        scorer=judge.scorer,
         config=config,
         window=opened.window,
-        fits=scorer.fits,
+        fits=judge.fits,
         forget=forget,
     )
     found = read_contexts(input, config, sampler.template, sampler.schema, on_error=on_error, limit=limit)

@@ -29,6 +29,15 @@ OnError = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many lines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --output names.")]
+Derived = Annotated[
+    str | None,
+    typer.Option(
+        "--derived",
+        metavar="PREFIX",
+        help="Append the attributes that `steersman prepare` derived from the text (such as verbosity), measured as in "
+        "the data it wrote under this output prefix.",
+    ),
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Most sequences that the embedded engine runs at once.")]
 Attributes = Annotated[
     str,

@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from steersman import jsonl
 from steersman.card import ModelCard
-from steersman.errors import ConfigError
+from steersman.errors import ConfigError, ModelError
 from steersman.generation.remote import OpenAIClient, SteersmanClient, served_folder
 from steersman.generation.window import Window
 from steersman.models.load import load_card, load_model
-from steersman.seams import ContinuationScorer, Generator
+from steersman.records import Conversation
+from steersman.scoring.attributes import AttributePredictor
+from steersman.scoring.derived import DerivedScorer
+from steersman.seams import ContinuationScorer, Generator, Scorer
+from steersman.sources.summary import DataSummary
 from steersman.text.template import Template
 from steersman.text.tokenize import Encoder, load_tokenizer
 
@@ -73,6 +77,43 @@ def open_model(
     client = OpenAIClient(url, encoder, **connection)
     window = Window(encoder, client.window) if client.window else None
     return Opened(client, card, encoder.template, window, {"served": client.model})
+
+
+@dataclass(frozen=True)
+class OpenedPredictor:
+    """An attribute predictor that is ready.
+
+    Attributes:
+        scorer: gives the card's attributes, and those derived from the text.
+        fits: whether its window holds a conversation and the label of its last turn.
+        identity, forget: see `Opened`.
+    """
+
+    scorer: Scorer
+    fits: Callable[[Conversation], bool]
+    identity: dict[str, Any]
+    forget: Callable[[], None]
+
+
+def open_predictor(model: str | None, url: str | None, derived: str | None, **options: Any) -> OpenedPredictor:
+    """Open an attribute predictor; `options` are those of `open_model`.
+
+    Args:
+        derived: output prefix of the prepared data whose derived attributes are appended, if any.
+
+    Raises:
+        ModelError: its card lists no attributes.
+        DataError: no prepared data under the prefix.
+    """
+    summary = DataSummary.load(derived) if derived else None
+    opened = open_model(model, url, **options)
+    if opened.card.attributes is None:
+        raise ModelError(f"{model or url}: its card lists no attributes, so there is none to predict")
+    predictor = AttributePredictor(opened.scorer, opened.template, opened.card.attributes, opened.window)
+    if summary is None:
+        return OpenedPredictor(predictor, predictor.fits, opened.identity, opened.forget)
+    identity = {**opened.identity, "derived": summary.thresholds}
+    return OpenedPredictor(DerivedScorer(predictor, summary), predictor.fits, identity, opened.forget)
 
 
 def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], batch: int) -> Opened:
