@@ -108,15 +108,16 @@ def _truncate(scaled_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 
 def _nucleus(scaled_RV: Tensor, samplings: Sequence[Sampling], width: int) -> tuple[Tensor, Tensor]:
     """Each row's threshold within its `width` largest logits (K), and whether they were enough to find it."""
-    kept_R = torch.tensor([sampling.top_k or scaled_RV.shape[1] for sampling in samplings], device=scaled_RV.device)
+    vocabulary, device = scaled_RV.shape[1], scaled_RV.device
+    kept_R = torch.tensor([min(sampling.top_k or vocabulary, vocabulary) for sampling in samplings], device=device)
     # The whole distribution has p = 1, but rounded sums reach 1 too early.
     top_p_R = [sampling.top_p if sampling.top_p < 1.0 else math.inf for sampling in samplings]
     largest_RK = scaled_RV.topk(width).values
-    outside_RK = torch.arange(width, device=scaled_RV.device) >= kept_R[:, None]
+    outside_RK = torch.arange(width, device=device) >= kept_R[:, None]
     within_R = largest_RK.masked_fill(outside_RK, -math.inf).logsumexp(-1)
     total_R = torch.where(kept_R <= width, within_R, scaled_RV.logsumexp(-1))
     cumulative_RK = (largest_RK - total_R[:, None]).exp().cumsum(-1)
-    short_RK = (cumulative_RK < torch.tensor(top_p_R, device=scaled_RV.device)[:, None]) & ~outside_RK
+    short_RK = (cumulative_RK < torch.tensor(top_p_R, device=device)[:, None]) & ~outside_RK
     size_R = short_RK.sum(-1) + 1  # the token that reaches top_p belongs to the nucleus
     limit_R = kept_R.clamp(max=width)
     threshold_R = largest_RK.gather(-1, torch.minimum(size_R, limit_R)[:, None] - 1)[:, 0]

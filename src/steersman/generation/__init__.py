@@ -1,0 +1,1 @@
+"""Completing prompts and scoring continuations: the embedded engine, remote clients, constrained decoding."""
