@@ -85,6 +85,11 @@ class ModelCard(BaseModel):
     parents: tuple[Parent, ...] = ()
     steersman: str = __version__
 
+    @property
+    def training_template(self) -> TemplateSpec:
+        """What training uses when the recipe names no template: a base model's own says only how it is prompted."""
+        return TemplateSpec() if self.role == "base" else self.template
+
     def save(self, folder: str | Path) -> None:
         content = orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         jsonl.write_bytes(Path(folder) / FILE_NAME, content)

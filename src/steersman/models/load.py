@@ -266,9 +266,10 @@ def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
         # peft would add the whole embedding because it has grown; the rows that were trained are in the adapter.
         loaded.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapted else {}))
         loaded.encoder.tokenizer.save_pretrained(temporary)
-        template = export_chat_template(loaded.card.template, loaded.encoder.tokenizer, loaded.card.attributes)
+        card = loaded.card
+        template = export_chat_template(card.template, loaded.encoder.tokenizer, card.attributes, card.system)
         (temporary / "chat_template.jinja").write_text(template)
-        loaded.card.save(temporary)
+        card.save(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty form; the card says what there is to say
         _sync(temporary)
         replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")

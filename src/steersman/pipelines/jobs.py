@@ -139,11 +139,11 @@ class TrainConfig(TrainSettings):
     """The recipe of one training run.
 
     Attributes:
-        model: Hugging Face folder or id; a folder of ours with a card lends its template.
+        model: Hugging Face folder or id; a model that we trained lends its template.
         from_scratch: random weights after the model's config.json, instead of its weights.
         output: folder of the run.
         role: "sft", or "attributes" for a generative attribute predictor.
-        template: how conversations are written; that of the model's card by default (extra_id without one).
+        template: how conversations are written; by default that of a model that we trained, and extra_id for a base model.
         attributes: the label schema: oasst, helpsteer, merged, or a list of names; needed when the data has labels.
         data: files.
     """
@@ -264,7 +264,7 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
     if config.seq_len > loaded.window:
         raise ConfigError(f"seq_len {config.seq_len} exceeds the {loaded.window} tokens that {config.model} can take")
     torch.manual_seed(derive_seed(config.seed, "adapter"))
-    loaded = prepare_for_training(loaded, config.template or ModelCard.load(config.model).template, config.lora)
+    loaded = prepare_for_training(loaded, config.template or ModelCard.load(config.model).training_template, config.lora)
     if config.activation_checkpointing:
         plain_model(loaded.model).activation_checkpointing_enable()
     return loaded

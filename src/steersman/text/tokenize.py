@@ -114,11 +114,12 @@ def open_encoder(
     """
     card = ModelCard.load(tokenizer)
     options = {"kind": kind, "bos": bos, "control": control}
-    spec = card.template.model_copy(update={name: value for name, value in options.items() if value is not None})
-    if card.role != "base" and spec != card.template:
+    own = card.training_template
+    spec = own.model_copy(update={name: value for name, value in options.items() if value is not None})
+    if card.role != "base" and spec != own:
         raise ConfigError(
-            f"{tokenizer} was trained with template {card.template.kind}, bos {card.template.bos}, control "
-            f"{card.template.control}, says its card; leave the template options out"
+            f"{tokenizer} was trained with template {own.kind}, bos {own.bos}, control {own.control}, says its card; "
+            "leave the template options out"
         )
     loaded = load_tokenizer(tokenizer)
     add_control_tokens(loaded, spec)
