@@ -2,22 +2,29 @@
 
 import pytest
 
+from steersman.attributes import AttributeSchema
 from steersman.generation.engine import Engine
 from steersman.records import Conversation
 from steersman.scoring.attributes import AttributePredictor
+from steersman.scoring.derived import DerivedScorer
 from steersman.seams import Scorer
+from steersman.sources.summary import DataSummary, SplitCounts
 
 QUESTIONS = ["What is the capital of France?", "Tell me a joke.", "How many apples are left?"]
 
 
 @pytest.fixture
 def predictor(engine: Engine) -> AttributePredictor:
-    from steersman.attributes import AttributeSchema
-
     return AttributePredictor(engine, engine.encoder.template, AttributeSchema.of("quality", "humor"))
 
 
-@pytest.fixture(params=["predictor"])
+@pytest.fixture
+def derived(predictor: AttributePredictor) -> DerivedScorer:
+    counts = SplitCounts()
+    return DerivedScorer(predictor, DataSummary(thresholds={"verbosity": (3, 6, 9, 30)}, train=counts, val=counts))
+
+
+@pytest.fixture(params=["predictor", "derived"])
 def scorer(request: pytest.FixtureRequest) -> Scorer:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Scorer)

@@ -1,9 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from steersman.errors import DataError
+from steersman.jsonl import parse_json, read_lines
 from steersman.records import Conversation
 from steersman.sources.prompts import contexts, parse_prompt
 
@@ -97,3 +99,10 @@ def test_an_opening_answers_nothing() -> None:
 
 def test_a_conversation_of_masked_roles_alone_wants_no_answer() -> None:
     assert contexts(conversation("User", "Assistant", mask="User,Assistant")) == []
+
+
+def test_the_vicuna_questions_are_prompts(shared_data: Path) -> None:
+    lines = (parse_json(line) for _, line in read_lines(shared_data / "vicuna_questions.jsonl.gz"))
+    prompts = [parse_prompt(line, "") for line in lines]
+    assert len(prompts) == 80
+    assert all(len(prompt.conversation.conversations) == 1 for prompt in prompts)

@@ -222,7 +222,7 @@ def test_agreement_with_human_labels(tmp_path: Path) -> None:
     turns = [
         turn("quality:4,humor:1", "quality:4", [0.0, 0.0, 0.3, 0.3, 0.4]),  # median 3
         turn("quality:0,humor:1", "humor:1,quality:2", [0.4, 0.3, 0.3, 0.0, 0.0]),  # median 1
-        turn("quality:1,humor:1", "quality:3,humor:4", None),  # exact scorer: the value itself
+        turn("quality:1,humor:1", "quality:3,humor:4,violence:0,lang:en", None),  # exact scorer: the value itself
         turn("quality:1,humor:1", "quality:3,wit:4", None),  # another schema
     ]
     jsonl.write(path, [{"conversations": turns}])

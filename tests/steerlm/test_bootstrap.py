@@ -214,7 +214,9 @@ def test_contexts_longer_than_the_window_are_left_unanswered(run: Callable[..., 
             return "question 3" not in prompt.text
 
     base = sampler("a!", "b!!")
-    report = run(QUESTIONS, Sampler(**{**vars(base), "window": Short()}))
+    done: list[int] = []
+    report = run(QUESTIONS, Sampler(**{**vars(base), "window": Short()}), progress=done.append)
+    assert sum(done) == 14
     assert report.dropped == {"context longer than the window": 2, "not among the best": 6}
     assert report.num_kept == 6
 

@@ -77,7 +77,7 @@ def command(
     if report.num_rejected:
         typer.echo(f"skipped: {report.num_rejected:,} lines, kept in {output}.rejects.jsonl")
     if report.num_foreign:
-        typer.echo(f"not compared: {report.num_foreign:,} human labels that the model's card does not cover")
+        typer.echo(f"not compared: {report.num_foreign:,} human labels of no known schema")
     rows = [
         {"attribute": name, "turns": agreement.num, "exact": agreement.exact, "MAE of the median": agreement.mae}
         for name, agreement in report.agreement.items()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steersman import jsonl
-from steersman.attributes import AttributeSchema
+from steersman.attributes import SCHEMAS, AttributeSchema
 from steersman.errors import LabelError
 from steersman.generation.window import TOO_LONG
 from steersman.jsonl import Journal, OnError, Rejects
@@ -50,7 +50,7 @@ class AnnotationReport:
         num_conversations, num_labelled: written records; turns with a new label.
         unlabelled: why turns have none -> how many.
         agreement: attribute -> agreement with the human labels that were there before.
-        num_foreign: human labels that the scorer's schema cannot read, left out of `agreement`.
+        num_foreign: human labels of no known schema, left out of `agreement`.
         num_rejected: input lines skipped.
     """
 
@@ -188,12 +188,20 @@ def annotate(
     return summarize(output, scorer.schema, turns=turns, num_rejected=rejects.count)
 
 
+def _with_known(schema: AttributeSchema) -> AttributeSchema:
+    """The schema with every other attribute that is known: human labels often name more than a scorer gives."""
+    others = {attribute.name: attribute for known in SCHEMAS.values() for attribute in known.attributes}
+    more = (attribute for name, attribute in others.items() if name not in schema)
+    return schema.extend(*more).model_copy(update={"language": True})
+
+
 def summarize(
     path: str | Path, schema: AttributeSchema, *, turns: Turns = "unmasked", num_rejected: int = 0
 ) -> AnnotationReport:
     """Count the labels of an annotated file and compare them with the human ones kept in it."""
     num_conversations = num_labelled = num_foreign = 0
     unlabelled: Counter[str] = Counter()
+    human_schema = _with_known(schema)
     pairs: dict[str, list[tuple[int, int, int]]] = {name: [] for name in schema.names}
     for conversation in jsonl.read(path, Conversation):
         num_conversations += 1
@@ -207,7 +215,7 @@ def summarize(
             if "gt_label" not in extra:
                 continue
             try:
-                human = schema.parse(extra["gt_label"])
+                human = human_schema.parse(extra["gt_label"])
             except LabelError:
                 num_foreign += 1
                 continue

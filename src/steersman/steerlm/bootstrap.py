@@ -243,6 +243,8 @@ class Sampler:
                     sample.excluded = CONTEXT_TOO_LONG
                 else:
                     asked.append((number, wanted, sample, request))
+        if progress:
+            progress(len(batch) * self.config.samples - len(asked))
         completions = self.generator.generate([request for *_, request in asked], progress)
         for (number, wanted, sample, _), completion in zip(asked, completions, strict=True):
             sample.answer = answer_text(completion)
