@@ -5,6 +5,7 @@ import pytest
 from steersman.attributes import AttributeSchema
 from steersman.generation.engine import Engine
 from steersman.records import Conversation
+from steersman.sandbox.oracle import Oracle
 from steersman.scoring.attributes import AttributePredictor
 from steersman.scoring.derived import DerivedScorer
 from steersman.seams import Scorer
@@ -24,7 +25,12 @@ def derived(predictor: AttributePredictor) -> DerivedScorer:
     return DerivedScorer(predictor, DataSummary(thresholds={"verbosity": (3, 6, 9, 30)}, train=counts, val=counts))
 
 
-@pytest.fixture(params=["predictor", "derived"])
+@pytest.fixture
+def oracle() -> Oracle:
+    return Oracle()
+
+
+@pytest.fixture(params=["predictor", "derived", "oracle"])
 def scorer(request: pytest.FixtureRequest) -> Scorer:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Scorer)
