@@ -317,3 +317,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path):
     with pytest.raises(NonFiniteError, match=r"step \d: .* the checkpoint of step \d stands"):
         run_training(recipe(optim={"lr": 1e30, "clip_norm": None}, checkpoint={"every": 1}))
     assert not (tmp_path / "run" / "last").exists()
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(recipe, tmp_path):
+    def interrupt(report):
+        raise CutError
+
+    with pytest.raises(CutError):
+        run_training(recipe(steps=2), interrupt)
+    for leftover in ("checkpoints/.step-00000009.tmp/.state.json.1.tmp", ".best.1.tmp/config.json", ".last.1.old/x"):
+        (tmp_path / "run" / leftover).parent.mkdir(parents=True)
+        (tmp_path / "run" / leftover).write_text("half")
+    run_training(recipe(steps=2))
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]

@@ -248,7 +248,7 @@ def _claim(config: TrainConfig, parents: Sequence[Parent]) -> None:
         if (folder / "inputs.json").read_bytes() != ours["inputs.json"]:
             raise OutputError(f"{folder} holds a run on other contents of the model or data; choose another output")
         for leftover in [*folder.glob("**/.*.tmp"), *folder.glob("**/.*.old")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     for name, content in reversed(ours.items()):
         jsonl.write_bytes(folder / name, content)
 
@@ -264,7 +264,9 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
     if config.seq_len > loaded.window:
         raise ConfigError(f"seq_len {config.seq_len} exceeds the {loaded.window} tokens that {config.model} can take")
     torch.manual_seed(derive_seed(config.seed, "adapter"))
-    loaded = prepare_for_training(loaded, config.template or ModelCard.load(config.model).training_template, config.lora)
+    loaded = prepare_for_training(
+        loaded, config.template or ModelCard.load(config.model).training_template, config.lora
+    )
     if config.activation_checkpointing:
         plain_model(loaded.model).activation_checkpointing_enable()
     return loaded
