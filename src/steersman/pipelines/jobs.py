@@ -143,7 +143,7 @@ class TrainConfig(TrainSettings):
         from_scratch: random weights after the model's config.json, instead of its weights.
         output: folder of the run.
         role: "sft", or "attributes" for a generative attribute predictor.
-        template: how conversations are written; by default that of a model that we trained, and extra_id for a base model.
+        template: how conversations are written; by default as a model of ours was trained, and extra_id for others.
         attributes: the label schema: oasst, helpsteer, merged, or a list of names; needed when the data has labels.
         data: files.
     """
