@@ -29,6 +29,8 @@ def page() -> str:
 
 def _section(verb: str) -> str:
     command = load_verb(verb)
+    for child in getattr(command, "commands", {}).values():
+        child.short_help = " ".join(child.help.partition("\n\n")[0].split())  # whole, not cut at a line's end
     return get_docs_for_click(obj=command, ctx=typer.Context(command), indent=1, name=verb, call_prefix="steersman")
 
 
