@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steersman.generation.cache import MIN_CAPACITY, CachedAttention, KVCache, Slot
+from steersman.generation.cache import MIN_CAPACITY, CachedAttention, KVCache, Slot, row_order
 
 L, K, H, D = 2, 2, 4, 8
 
@@ -59,11 +59,13 @@ def attend_alone(query_HD, key_KSD, value_KSD, window, softcap):
 def test_every_token_attends_to_its_own_past_within_the_window(window, softcap):
     cache = make_cache()
     # (tokens before, new tokens): decoding in two slabs, prefill from the start, in the middle, longer than a block
-    sizes = [(5, 1), (0, 4), (150, 1), (0, 1), (9, 3), (17, 1), (0, 700), (20, 600)]
+    sizes = [(5, 1), (0, 1), (17, 1), (150, 1), (0, 4), (9, 3), (0, 700), (20, 600)]
     slots = [cache.allocate(past + new) for past, new in sizes]
     bystander = cache.allocate(30)  # holds a row, has nothing new
     fill(bystander, 30, 1000)
     pasts = [fill(slot, past, i) for i, (slot, (past, _)) in enumerate(zip(slots, sizes, strict=True))]
+    keys = [row_order(slot, new) for slot, (_, new) in zip(slots, sizes, strict=True)]
+    assert keys == sorted(keys)
     num_tokens = sum(new for _, new in sizes)
     generator = torch.Generator().manual_seed(5)
     query, key, value = (torch.randn(1, heads, num_tokens, D, generator=generator) for heads in (H, K, K))
@@ -89,11 +91,11 @@ def test_new_keys_and_values_are_stored():
     query, key, value = (
         torch.randn(1, heads, 4, D, generator=torch.Generator().manual_seed(heads)) for heads in (H, K, K)
     )
-    context = CachedAttention([(prefilling, 3), (decoding, 1)])
+    context = CachedAttention([(decoding, 1), (prefilling, 3)])
     for layer in range(L):
         context.attend(layer, query, key, value, scaling=1.0, sliding_window=None, softcap=None)
     decoding.length, prefilling.length = 5, 3
     assert torch.equal(decoding.read(0, 4), before)
     for layer in range(L):
-        assert torch.equal(decoding.read(4, 5)[layer], torch.stack([key[0, :, 3:], value[0, :, 3:]]))
-        assert torch.equal(prefilling.read(0, 3)[layer], torch.stack([key[0, :, :3], value[0, :, :3]]))
+        assert torch.equal(decoding.read(4, 5)[layer], torch.stack([key[0, :, :1], value[0, :, :1]]))
+        assert torch.equal(prefilling.read(0, 3)[layer], torch.stack([key[0, :, 1:], value[0, :, 1:]]))

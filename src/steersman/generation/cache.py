@@ -16,6 +16,7 @@ the row, n of them from one sequence or slab, S keys attended to.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -123,25 +124,31 @@ class KVCache:
         return self._slabs[capacity]
 
 
+def row_order(slot: Slot, num_new: int) -> tuple[bool, int, int]:
+    """Sort key of the sequences in a packed row: those of one slab that decode stand together, as their slots do."""
+    return num_new > 1, slot.slab.capacity, slot.row
+
+
 class CachedAttention:
     """The attention of one forward call.
 
     Args:
-        segments: the row's sequences in order, each with how many new tokens it has there. Their slots have room for
-            them; `Slot.length` counts the tokens before them, during the whole call.
+        segments: the row's sequences, sorted by `row_order`, each with how many new tokens it has there. Their slots
+            have room for them; `Slot.length` counts the tokens before them, during the whole call.
     """
 
     def __init__(self, segments: Sequence[tuple[Slot, int]]) -> None:
-        self._prefills: list[_Prefill] = []
-        decoding: dict[Slab, list[tuple[Slot, int]]] = {}
+        self._parts: list[_Decode | _Prefill] = []
         start = 0
-        for slot, num_new in segments:
-            if num_new == 1:
-                decoding.setdefault(slot.slab, []).append((slot, start))
+        for (decoding, _), group in groupby(segments, key=lambda segment: (segment[1] == 1, segment[0].slab.capacity)):
+            slots = list(group)
+            if decoding:
+                self._parts.append(_Decode([slot for slot, _ in slots], start))
+                start += len(slots)
             else:
-                self._prefills.append(_Prefill(slot, start, num_new))
-            start += num_new
-        self._decodes = [_Decode(slab, slots) for slab, slots in decoding.items()]
+                for slot, num_new in slots:
+                    self._parts.append(_Prefill(slot, start, num_new))
+                    start += num_new
 
     def attend(
         self,
@@ -158,23 +165,21 @@ class CachedAttention:
         kv_2TKD = torch.cat([key_1KTD, value_1KTD]).transpose(1, 2)
         query_THD = query_1HTD[0].transpose(0, 1)
         out_THD = query_THD.new_empty(query_THD.shape)
-        parts: list[_Decode | _Prefill] = [*self._decodes, *self._prefills]
-        for part in parts:
+        for part in self._parts:
             part.attend(layer_idx, query_THD, kv_2TKD, out_THD, sliding_window, scaling=scaling, softcap=softcap)
         return out_THD[None]
 
 
 class _Decode:
-    """Sequences of one slab with one new token each."""
+    """Sequences of one slab with one new token each, side by side in the row."""
 
-    def __init__(self, slab: Slab, slots: list[tuple[Slot, int]]) -> None:
-        device = slab.kv_L2NKCD.device
-        slots = sorted(slots, key=lambda pair: pair[0].row)
-        self._slab = slab
-        self._row_n = torch.tensor([slot.row for slot, _ in slots], device=device)
-        self._token_n = torch.tensor([token for _, token in slots], device=device)
-        self._position_n = torch.tensor([slot.length for slot, _ in slots], device=device)
-        self._lengths = [slot.length + 1 for slot, _ in slots]
+    def __init__(self, slots: list[Slot], first_token: int) -> None:
+        self._slab = slots[0].slab
+        self._tokens = slice(first_token, first_token + len(slots))
+        self._lengths = [slot.length + 1 for slot in slots]
+        device = self._slab.kv_L2NKCD.device
+        self._row_n = torch.tensor([slot.row for slot in slots], device=device)
+        self._position_n = torch.tensor([slot.length for slot in slots], device=device)
         self._views: dict[int | None, tuple[int, Tensor | None]] = {}
 
     def attend(
@@ -187,15 +192,16 @@ class _Decode:
         **options: Any,
     ) -> None:
         kv_2NKCD = self._slab.kv_L2NKCD[layer_idx]
-        kv_2NKCD[:, self._row_n, :, self._position_n] = kv_2TKD[:, self._token_n].transpose(0, 1)
+        kv_2NKCD[:, self._row_n, :, self._position_n] = kv_2TKD[:, self._tokens].transpose(0, 1)
         first, mask_N11S = self._view(window)
         N, K, (_, H, D) = len(self._slab.slots), kv_2NKCD.shape[2], query_THD.shape
-        query_NKGD = query_THD[self._token_n].view(-1, K, H // K, D)
-        if len(self._lengths) < N:  # rows that prefill, or wait, compute something that nobody reads
+        query_NKGD = query_THD[self._tokens].reshape(-1, K, H // K, D)
+        all_decode = len(self._lengths) == N
+        if not all_decode:  # rows that prefill, or wait, compute something that nobody reads
             query_NKGD = query_NKGD.new_zeros(N, K, H // K, D).index_copy_(0, self._row_n, query_NKGD)
         key_NKSD, value_NKSD = kv_2NKCD[:, :N, :, first : max(self._lengths)]
         out_NKGD = attention(query_NKGD, key_NKSD, value_NKSD, mask=mask_N11S, **options)
-        out_THD[self._token_n] = out_NKGD[self._row_n].reshape(-1, H, D)
+        out_THD[self._tokens] = (out_NKGD if all_decode else out_NKGD[self._row_n]).reshape(-1, H, D)
 
     def _view(self, window: int | None) -> tuple[int, Tensor | None]:
         """The first position that is attended to at all, and the mask from there on (None where all see all)."""

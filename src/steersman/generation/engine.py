@@ -29,7 +29,7 @@ from torch import Tensor
 
 from steersman.errors import ConfigError, DataError
 from steersman.generation.answer_text import AnswerText
-from steersman.generation.cache import CachedAttention, KVCache, Slot
+from steersman.generation.cache import CachedAttention, KVCache, Slot, row_order
 from steersman.generation.continuations import ContinuationTokeniser, TokenisedContinuation
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
@@ -415,31 +415,28 @@ class Engine:
 
     def _forward(self, row: list[tuple[_Sequence, int]]) -> None:
         """Compute a row's new tokens: keys and values, hidden states at the ends, log-probs where asked for."""
-        ids: list[int] = []
-        positions: list[int] = []
-        segments: list[tuple[Slot, int]] = []
-        for sequence, num_new in row:
-            assert sequence.slot is not None
-            start, end = sequence.slot.length, sequence.slot.length + num_new
-            self._cache.reserve(sequence.slot, end)
-            segments.append((sequence.slot, num_new))
-            ids += sequence.ids[start:end]
-            positions += range(start, end)
+        segments = [(sequence, sequence.slot, num_new) for sequence, num_new in row if sequence.slot is not None]
+        for _, slot, num_new in segments:
+            self._cache.reserve(slot, slot.length + num_new)
+        segments.sort(key=lambda segment: row_order(*segment[1:]))
+        spans = [(sequence, range(slot.length, slot.length + num_new)) for sequence, slot, num_new in segments]
+        ids = [token for sequence, span in spans for token in sequence.ids[span.start : span.stop]]
+        positions = [position for _, span in spans for position in span]
         hidden_TH = backbone(self._model)(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
-            attention_context=CachedAttention(segments),
+            attention_context=CachedAttention([(slot, num_new) for _, slot, num_new in segments]),
             use_cache=False,
         ).last_hidden_state[0]
         asked: list[tuple[_Sequence, int, int]] = []
-        row_end = 0
-        for (sequence, _), (slot, num_new) in zip(row, segments, strict=True):
+        end = 0
+        for sequence, slot, num_new in segments:
+            first, end = end, end + num_new
             for position in range(slot.length, slot.length + num_new):
                 if position in sequence.targets:
-                    asked.append((sequence, position, row_end + position - slot.length))
+                    asked.append((sequence, position, first + position - slot.length))
             slot.length += num_new
-            row_end += num_new
-            sequence.hidden_H = hidden_TH[row_end - 1]
+            sequence.hidden_H = hidden_TH[end - 1]
             if num_new > 1:
                 self._prefixes.insert(sequence.ids[: slot.length], slot.read)
         self._measure(hidden_TH, asked)
