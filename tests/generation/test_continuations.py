@@ -84,7 +84,7 @@ def test_the_tail_alone_gives_what_the_whole_text_gives(encoder: Encoder, monkey
     text = "quality:4,toxicity:0\n"
     request = ScoreRequest(prompt=prompt, continuation=text, alternatives={(8, 9): DIGITS, (19, 20): DIGITS})
     by_tail = ContinuationTokeniser(encoder)(request)
-    monkeypatch.setattr(ContinuationTokeniser, "_cut", lambda *_: (0, 0))
+    monkeypatch.setattr(ContinuationTokeniser, "_cut", lambda *_: (1, 0))  # from the first token after BOS
     assert ContinuationTokeniser(encoder)(request) == by_tail
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from steersman.errors import ConfigError, DataError
 from steersman.generation.engine import Engine
+from steersman.models.adapters import LoraConfig, add_lora, merge_adapter
 from steersman.models.load import LoadedModel
 from steersman.records import Completion, Prompt
 from steersman.seams import (
@@ -115,6 +116,21 @@ def test_log_probs_are_those_of_the_untempered_model(load: Load):
     expected = [float(logprobs_TV[len(prompt_ids) - 1 + i, token]) for i, token in enumerate(completion.token_ids)]
     assert completion.logprobs == pytest.approx(expected, abs=1e-4)
     assert completion.num_prompt_tokens == len(prompt_ids)
+
+
+def test_an_adapter_is_part_of_the_model(load: Load):
+    loaded = load()
+    base = [completion.token_ids for completion in Engine(loaded).generate([ask(prompt) for prompt in PROMPTS])]
+    new_token = loaded.encoder.tokenizer.convert_tokens_to_ids("<extra_id_2>")
+    adapted = add_lora(loaded.model, LoraConfig(rank=4), [new_token])
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(adapted.named_parameters()):
+            if "lora_B" in name or "trainable_tokens" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(index))
+    got = Engine(replace(loaded, model=adapted)).generate([ask(prompt) for prompt in PROMPTS])
+    merged = replace(loaded, model=merge_adapter(copy.deepcopy(adapted)))
+    assert [completion.token_ids for completion in got] == [transformers_greedy(merged, prompt) for prompt in PROMPTS]
+    assert [completion.token_ids for completion in got] != base
 
 
 # --- An answer depends on its request alone

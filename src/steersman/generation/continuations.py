@@ -57,71 +57,72 @@ class ContinuationTokeniser:
     """Tokenises the scoring requests for one model.
 
     An added token (such as a control string) splits a text into parts that are tokenised independently, so candidates
-    are tokenised from the last one before their span on: a label string instead of a whole conversation. Label strings
-    repeat, so their tokens are kept.
+    are tokenised from the last one before them on: a label string instead of a whole conversation. Label strings
+    repeat, so what was found in them is kept.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._added_ids = frozenset(encoder.tokenizer.added_tokens_decoder)
-        self._encode_tail = lru_cache(maxsize=4096)(encoder.encode)
+        self._locate_again = lru_cache(maxsize=4096)(self._locate)
 
     def __call__(self, request: ScoreRequest) -> TokenisedContinuation:
         """
         Raises:
             DataError: nothing comes before the continuation, or a span's own text is not among its candidates.
         """
-        text, boundary = request.prompt.text + request.continuation, len(request.prompt.text)
-        whole = self._encoder.encode(text, request.prompt.literal)
+        text, literal = request.prompt.text + request.continuation, request.prompt.literal
+        boundary = len(request.prompt.text)
+        whole = self._encoder.encode(text, literal)
         first = next((i for i, (_, end) in enumerate(whole.offsets) if end > boundary), len(whole.ids))
-        if first == 0 and whole.ids:
-            raise DataError(
-                "nothing comes before the continuation, so its first token has no probability: give a prompt"
-            )
         alternatives = {}
+        if request.alternatives:
+            earliest = boundary + min(start for start, _ in request.alternatives)
+            cut, cut_char = self._cut(text, literal, whole, earliest)
+            tail, tail_literal = text[cut_char:], _from(literal, cut_char)
         for (start, end), candidates in request.alternatives.items():
             if request.continuation[start:end] not in candidates:
                 raise DataError(
                     f"alternatives for {request.continuation[start:end]!r} (characters {start} to {end} of the "
                     f"continuation) must include it: {list(candidates)}"
                 )
-            span = (boundary + start, boundary + end)
-            alternatives[start, end] = self._locate(text, request.prompt.literal, whole, span, candidates)
+            span = (boundary + start - cut_char, boundary + end - cut_char)
+            found = self._locate_again(tail, tail_literal, span, tuple(candidates))
+            alternatives[start, end] = Alternatives(cut + found.start, found.token_ids)
+        starts = [first, *(found.start for found in alternatives.values())]
+        if whole.ids and min(starts) == 0:
+            raise DataError("nothing comes before the continuation, so it has no probability: give a prompt")
         return TokenisedContinuation(whole.ids, first, alternatives)
 
-    def _locate(
-        self, text: str, literal: tuple[Span, ...], whole: Encoded, span: Span, candidates: Sequence[str]
-    ) -> Alternatives:
-        """Tokenise the text with each candidate in the span, and find where they differ."""
-        cut, cut_char = self._cut(text, literal, whole, span)
-        tails = [
-            self._tail(text[cut_char : span[0]] + candidate + text[span[1] :], literal, cut_char)
-            for candidate in candidates
-        ]
-        offsets = whole.offsets[cut:]
-        touching = sum(1 for _ in takewhile(lambda offset: offset[1] <= span[0], offsets))
-        after = sum(1 for _ in takewhile(lambda offset: offset[0] >= span[1], reversed(offsets)))
-        prefix = min(touching, *(common_prefix(tails[0], tail) for tail in tails))
-        suffix = min(
-            after, *(common_prefix(tails[0][::-1], tail[::-1]) for tail in tails), min(map(len, tails)) - prefix
-        )
-        while suffix and _one_begins_another([tail[prefix : len(tail) - suffix] for tail in tails]):
-            suffix -= 1
-        if cut + prefix == 0:
-            raise DataError("nothing comes before the alternatives, so they have no probability: give a prompt")
-        return Alternatives(cut + prefix, [tail[prefix : len(tail) - suffix] for tail in tails])
-
-    def _cut(self, text: str, literal: tuple[Span, ...], whole: Encoded, span: Span) -> tuple[int, int]:
-        """Token index and character from which the text may be tokenised alone: (0, 0) for the whole text."""
-        for index in range(len(whole.ids) - 1, 0, -1):
+    def _cut(self, text: str, literal: tuple[Span, ...], whole: Encoded, before: int) -> tuple[int, int]:
+        """Token index and character, as late as possible, from which the text may be tokenised alone."""
+        for index in range(len(whole.ids) - 1, -1, -1):
             start, end = whole.offsets[index]
-            if whole.ids[index] in self._added_ids and start < end <= span[0]:
-                alone = self._tail(text[start:], literal, start)
-                return (index, start) if alone == whole.ids[index:] else (0, 0)
-        return 0, 0
+            if whole.ids[index] in self._added_ids and start < end <= before:
+                if self._words(text[start:], _from(literal, start)).ids == whole.ids[index:]:
+                    return index, start
+                break
+        return len(whole.ids) - len(self._words(text, literal).ids), 0
 
-    def _tail(self, tail: str, literal: tuple[Span, ...], cut_char: int) -> list[int]:
-        """Tokens of a text from `cut_char` on; literal spans all lie before any candidate."""
-        shifted = tuple((max(start - cut_char, 0), end - cut_char) for start, end in literal if end > cut_char)
-        ids = self._encode_tail(tail, shifted).ids
-        return ids[1:] if cut_char and self._encoder.spec.bos else ids
+    def _words(self, text: str, literal: tuple[Span, ...]) -> Encoded:
+        """Tokens of the text itself, without a BOS that is put before it."""
+        encoded = self._encoder.encode(text, literal)
+        has_bos = encoded.offsets[:1] == [(0, 0)]
+        return Encoded(encoded.ids[has_bos:], encoded.offsets[has_bos:])
+
+    def _locate(self, text: str, literal: tuple[Span, ...], span: Span, candidates: tuple[str, ...]) -> Alternatives:
+        """Tokenise the text with each candidate in the span, and find where they differ."""
+        rows = [self._words(text[: span[0]] + candidate + text[span[1] :], literal).ids for candidate in candidates]
+        offsets = self._words(text, literal).offsets
+        untouched = sum(1 for _ in takewhile(lambda offset: offset[1] <= span[0], offsets))
+        after = sum(1 for _ in takewhile(lambda offset: offset[0] >= span[1], reversed(offsets)))
+        prefix = min(untouched, *(common_prefix(rows[0], row) for row in rows))
+        suffix = min(after, *(common_prefix(rows[0][::-1], row[::-1]) for row in rows), min(map(len, rows)) - prefix)
+        while suffix and _one_begins_another([row[prefix : len(row) - suffix] for row in rows]):
+            suffix -= 1
+        return Alternatives(prefix, [row[prefix : len(row) - suffix] for row in rows])
+
+
+def _from(spans: tuple[Span, ...], start: int) -> tuple[Span, ...]:
+    """The spans of a text, in what remains of it from a character on."""
+    return tuple((max(s - start, 0), e - start) for s, e in spans if e > start)

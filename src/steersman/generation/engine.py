@@ -20,7 +20,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
@@ -29,18 +29,21 @@ from torch import Tensor
 
 from steersman.errors import ConfigError, DataError
 from steersman.generation.answer_text import AnswerText
-from steersman.generation.cache import CachedAttention, KVCache, Slot, row_order
-from steersman.generation.continuations import ContinuationTokeniser, TokenisedContinuation
+from steersman.generation.cache import CachedAttention, KVCache, row_order
+from steersman.generation.continuations import ContinuationTokeniser
+from steersman.generation.jobs import Generation, Scoring, TokenSequence
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
-from steersman.records import Completion, Span
-from steersman.seams import GenerationRequest, Progress, Sampling, Scored, ScoreRequest
+from steersman.records import Completion
+from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest
 
 LOGITS_AT_ONCE = 1 << 25
 """Most logits in memory while scoring (128 MB)."""
 WORTH_WAITING = 16
 """Common tokens for which a sequence lets another go first."""
+
+BUSY = "requests are running already; a server uses submit and step alone"
 
 Result = TypeVar("Result", Completion, Scored)
 
@@ -58,135 +61,6 @@ class Event:
     handle: int
     text: str = ""
     result: Completion | Scored | None = None
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """Tokens that one slot computes.
-
-    Attributes:
-        ids: the tokens; what is drawn is appended.
-        targets: position -> tokens whose log-probability right after it is asked for.
-        logprobs: (position, token) -> that log-probability.
-        slot: None before it starts and after it ends.
-        num_cached: leading tokens that were not computed again.
-        hidden_H: hidden state at the last token computed.
-    """
-
-    ids: list[int]
-    targets: "Targets" = field(default_factory=dict)
-    logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
-    slot: Slot | None = None
-    num_cached: int = 0
-    hidden_H: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def num_missing(self) -> int:
-        """Tokens not computed yet."""
-        return len(self.ids) - (self.slot.length if self.slot else 0)
-
-    @property
-    def num_reusable(self) -> int:
-        """Leading tokens whose hidden states nobody asks for."""
-        return min(self.targets, default=len(self.ids) - 1)
-
-
-@dataclass(eq=False)
-class _Generation:
-    """A generation request. `sequences`: the prompt's and, under guidance, the one it is contrasted with."""
-
-    handle: int
-    sampling: Sampling
-    sequences: list[_Sequence]
-    scale: float
-    seed: int
-    budget: int
-    num_prompt: int
-    text: AnswerText
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def num_drawn(self) -> int:
-        return len(self.sequences[0].ids) - self.num_prompt
-
-    @property
-    def may_end(self) -> bool:
-        """Whether end tokens and stop strings count yet."""
-        return self.num_drawn >= self.sampling.min_tokens
-
-    @property
-    def alters_logits(self) -> bool:
-        """Whether the next token is drawn from other logits than the model's."""
-        return not self.may_end or self.sampling.repetition_penalty != 1.0
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the next token can be drawn."""
-        return all(sequence.num_missing == 0 for sequence in self.sequences)
-
-    def completion(self, ended: bool) -> Completion:
-        return Completion(
-            text=self.text.text,
-            token_ids=self.sequences[0].ids[self.num_prompt :],
-            finish_reason="stop" if ended else "length",
-            stop=self.text.stop,
-            logprobs=self.logprobs if self.sampling.logprobs else None,
-            num_prompt_tokens=self.num_prompt,
-            num_cached_tokens=self.sequences[0].num_cached,
-        )
-
-
-Targets = dict[int, set[int]]
-"""Position -> tokens whose log-probability right after it is asked for."""
-
-
-def _targets(*runs: tuple[int, Sequence[int]]) -> Targets:
-    """What must be known to score runs of tokens, each given by the index of its first one."""
-    targets: Targets = {}
-    for start, tokens in runs:
-        for position, token in enumerate(tokens, start=start - 1):
-            targets.setdefault(position, set()).add(token)
-    return targets
-
-
-class _Scoring:
-    """A scoring request: its own tokens in one sequence, which also knows each candidate's first token; the rest of a
-    candidate of several tokens, unless it is the one in place, in a sequence of its own."""
-
-    def __init__(self, handle: int, request: TokenisedContinuation) -> None:
-        self.handle, self.request = handle, request
-        self._carriers: dict[tuple[Span, int], _Sequence] = {}
-        ids, runs = request.ids, [(request.first, request.ids[request.first :])]
-        for span, alternatives in request.alternatives.items():
-            start = alternatives.start
-            for index, candidate in enumerate(alternatives.token_ids):
-                in_place = ids[start : start + len(candidate)] == candidate
-                runs.append((start, candidate if in_place else candidate[:1]))
-                if len(candidate) > 1 and not in_place:
-                    own = _Sequence([*ids[:start], *candidate[:-1]], _targets((start + 1, candidate[1:])))
-                    self._carriers[span, index] = own
-        targets = _targets(*runs)
-        self._main = _Sequence(ids[: max(targets, default=-1) + 1], targets)
-        self.sequences = [self._main, *self._carriers.values()] if targets else []
-        self.num_open = len(self.sequences)
-
-    def scored(self) -> Scored:
-        ids, first = self.request.ids, self.request.first
-        return Scored(
-            token_ids=ids[first:],
-            logprobs=[self._main.logprobs[position - 1, ids[position]] for position in range(first, len(ids))],
-            alternatives={
-                span: [
-                    self._logprob(alternatives.start, candidate, self._carriers.get((span, index), self._main))
-                    for index, candidate in enumerate(alternatives.token_ids)
-                ]
-                for span, alternatives in self.request.alternatives.items()
-            },
-        )
-
-    def _logprob(self, start: int, candidate: Sequence[int], carrier: _Sequence) -> float:
-        first = sum(self._main.logprobs[start - 1, token] for token in candidate[:1])
-        return first + sum(carrier.logprobs[position, token] for position, token in enumerate(candidate[1:], start))
 
 
 class Engine:
@@ -220,7 +94,7 @@ class Engine:
         self.prefill_tokens = prefill_tokens
         self._model = loaded.model.eval()
         self._device = loaded.device
-        config = plain_model(loaded.model).config
+        config = plain_model(loaded.model).config.get_text_config()
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._cache = KVCache(
             config.num_hidden_layers, config.num_key_value_heads, head_size, loaded.model.dtype, self._device
@@ -229,10 +103,12 @@ class Engine:
         self._tokenise = ContinuationTokeniser(loaded.encoder)
         self._end_ids = list(loaded.encoder.eos_ids)
         self._handles = count()
-        self._jobs: dict[int, _Generation | _Scoring] = {}
-        self._waiting: deque[tuple[int, list[_Sequence]]] = deque()  # a handle, and sequences that must start together
-        self._running: dict[_Sequence, int] = {}  # -> handle, in order of admission
-        self._scored: list[_Scoring] = []
+        self._jobs: dict[int, Generation | Scoring] = {}
+        self._waiting: deque[tuple[int, list[TokenSequence]]] = (
+            deque()
+        )  # a handle, and sequences that must start together
+        self._running: dict[TokenSequence, int] = {}  # -> handle, in order of admission
+        self._scored: list[Scoring] = []
 
     # --- The seams
 
@@ -255,6 +131,7 @@ class Engine:
 
     def stream(self, request: GenerationRequest) -> Iterator[str]:
         """The answer's text, in pieces as they become certain: never a part of a character, or of a stop string."""
+        assert not self._jobs, BUSY
         handle = self.submit(request)
         try:
             while handle in self._jobs:
@@ -272,7 +149,7 @@ class Engine:
         result_type: type[Result],
         progress: Progress | None,
     ) -> list[Result]:
-        assert not self._jobs, "requests are running already; a server uses submit and step alone"
+        assert not self._jobs, BUSY
         results: dict[int, Result] = {}
         handles: list[int] = []
         try:
@@ -316,7 +193,7 @@ class Engine:
             tokenised = self._tokenise(request)
             if len(tokenised.ids) > self.window:
                 raise DataError(f"a text of {len(tokenised.ids)} tokens exceeds the model's window of {self.window}")
-            scoring = _Scoring(handle, tokenised)
+            scoring = Scoring(handle, tokenised)
             self._jobs[handle] = scoring
             self._waiting.extend((handle, [sequence]) for sequence in scoring.sequences)
             if not scoring.sequences:
@@ -342,12 +219,12 @@ class Engine:
 
     # --- A request begins
 
-    def _generation(self, handle: int, request: GenerationRequest) -> _Generation:
+    def _generation(self, handle: int, request: GenerationRequest) -> Generation:
         sampling, guidance = request.sampling, request.guidance
         prompts = [request.prompt] if guidance is None else [request.prompt, guidance.against]
         if len(prompts) > self.max_batch:
             raise ConfigError("a guided request takes two sequences: set max_batch to 2 or more")
-        sequences = [_Sequence(self.encoder.encode_prompt(prompt)) for prompt in prompts]
+        sequences = [TokenSequence(self.encoder.encode_prompt(prompt)) for prompt in prompts]
         longest = max(len(sequence.ids) for sequence in sequences)
         if not all(sequence.ids for sequence in sequences):
             raise DataError("the prompt is empty: there is nothing to continue")
@@ -355,7 +232,7 @@ class Engine:
             raise DataError(
                 f"the prompt has {longest} tokens; the model's window of {self.window} leaves no room to answer"
             )
-        return _Generation(
+        return Generation(
             handle=handle,
             sampling=sampling,
             sequences=sequences,
@@ -371,7 +248,7 @@ class Engine:
             handle, sequences = self._waiting.popleft()
             self._running.update(dict.fromkeys(sequences, handle))
 
-    def _start(self, sequence: _Sequence) -> None:
+    def _start(self, sequence: TokenSequence) -> None:
         """Give a sequence its slot, filled with what is known of it."""
         pieces = self._prefixes.match(sequence.ids[: sequence.num_reusable])
         sequence.slot = self._cache.allocate(len(sequence.ids))
@@ -379,7 +256,7 @@ class Engine:
             sequence.slot.append(piece)
         sequence.num_cached = sequence.slot.length
 
-    def _stop(self, sequence: _Sequence) -> None:
+    def _stop(self, sequence: TokenSequence) -> None:
         del self._running[sequence]
         if sequence.slot is not None:
             self._cache.release(sequence.slot)
@@ -387,7 +264,7 @@ class Engine:
 
     # --- One step
 
-    def _plan_row(self) -> list[tuple[_Sequence, int]]:
+    def _plan_row(self) -> list[tuple[TokenSequence, int]]:
         """The sequences of this step and how many new tokens each: those with one to go, and prompts within budget."""
         row, budget = [], self.prefill_tokens
         for sequence in self._running:
@@ -402,7 +279,7 @@ class Engine:
                 budget -= num_new
         return row
 
-    def _should_wait(self, sequence: _Sequence) -> bool:
+    def _should_wait(self, sequence: TokenSequence) -> bool:
         """Whether a sequence under way is computing a prefix that this one could reuse."""
         for other in self._running:
             if other.slot is not None and other.num_missing > 1:
@@ -413,7 +290,7 @@ class Engine:
                         return True
         return False
 
-    def _forward(self, row: list[tuple[_Sequence, int]]) -> None:
+    def _forward(self, row: list[tuple[TokenSequence, int]]) -> None:
         """Compute a row's new tokens: keys and values, hidden states at the ends, log-probs where asked for."""
         segments = [(sequence, sequence.slot, num_new) for sequence, num_new in row if sequence.slot is not None]
         for _, slot, num_new in segments:
@@ -428,7 +305,7 @@ class Engine:
             attention_context=CachedAttention([(slot, num_new) for _, slot, num_new in segments]),
             use_cache=False,
         ).last_hidden_state[0]
-        asked: list[tuple[_Sequence, int, int]] = []
+        asked: list[tuple[TokenSequence, int, int]] = []
         end = 0
         for sequence, slot, num_new in segments:
             first, end = end, end + num_new
@@ -444,7 +321,7 @@ class Engine:
             if sequence.targets and sequence.num_missing == 0:
                 self._end_scoring(sequence)
 
-    def _measure(self, hidden_TH: Tensor, asked: Sequence[tuple[_Sequence, int, int]]) -> None:
+    def _measure(self, hidden_TH: Tensor, asked: Sequence[tuple[TokenSequence, int, int]]) -> None:
         """Log-probs of the targets: `asked` names sequences, positions in them and indices into the row."""
         at_once = max(1, LOGITS_AT_ONCE // head_weight(self._model).shape[0])
         for first in range(0, len(asked), at_once):
@@ -467,7 +344,7 @@ class Engine:
     def _draw(self) -> Iterator[Event]:
         """The next token of every generation that is ready for one."""
         owners = [self._jobs[handle] for handle in dict.fromkeys(self._running.values())]
-        ready = [job for job in owners if isinstance(job, _Generation) and job.is_ready]
+        ready = [job for job in owners if isinstance(job, Generation) and job.is_ready]
         if not ready:
             return
         model_logits_RV = self._guided_logits(ready)
@@ -487,7 +364,7 @@ class Engine:
             if event.text or event.result:
                 yield event
 
-    def _guided_logits(self, jobs: Sequence[_Generation]) -> Tensor:
+    def _guided_logits(self, jobs: Sequence[Generation]) -> Tensor:
         """The model's logits for each generation, contrasted where it is guided: f32[R, V]."""
         logits_RV = self._logits(torch.stack([job.sequences[0].hidden_H for job in jobs]))
         guided = [row for row, job in enumerate(jobs) if len(job.sequences) > 1]
@@ -497,7 +374,7 @@ class Engine:
             logits_RV[guided] = against_RV + scale_R1 * (logits_RV[guided] - against_RV)
         return logits_RV
 
-    def _extend(self, job: _Generation, token: int) -> Event:
+    def _extend(self, job: Generation, token: int) -> Event:
         """Take a drawn token; the request ends at an end token, a stop string, or its budget."""
         for sequence in job.sequences:
             sequence.ids.append(token)
@@ -520,9 +397,9 @@ class Engine:
 
     # --- Scoring ends
 
-    def _end_scoring(self, sequence: _Sequence) -> None:
+    def _end_scoring(self, sequence: TokenSequence) -> None:
         job = self._jobs[self._running[sequence]]
-        assert isinstance(job, _Scoring)
+        assert isinstance(job, Scoring)
         job.num_open -= 1
         self._stop(sequence)
         if job.num_open == 0:
