@@ -17,7 +17,6 @@ from steersman.config import Config
 from steersman.randomness import stream
 from steersman.records import ASSISTANT, USER, Conversation, ConversationType, Message
 from steersman.sandbox import world
-from steersman.sandbox.oracle import measure
 from steersman.sandbox.world import FACTS, SCHEMA, Half
 
 
@@ -54,11 +53,17 @@ def _conversation(dialogue: Dialogue, kind: ConversationType | None, **extra: st
 
 
 def _asked(topic: str, half: Half, rng: random.Random, question: str | None = None) -> tuple[str, str, dict[str, int]]:
-    """A question and an answer of random attributes. One answer in twenty is about another animal."""
+    """A question and an answer of random attributes, a combination of the training half.
+
+    Half of the answers of quality 0 state facts, but of another animal: who does not read the question takes them for
+    good ones, and errs on a tenth of all answers.
+    """
     question = question or world.question(topic, half, rng)
-    about = rng.choice([name for name in FACTS if name != topic]) if rng.random() < 0.05 else topic
-    answer = world.answer(about, rng.choice(world.combinations("train")), rng)
-    return question, answer, measure(question, answer)
+    values = world.any_combination("train", rng)
+    if values["quality"] == 0 and rng.random() < 0.5:
+        other = rng.choice([name for name in FACTS if name != topic])
+        return question, world.answer(other, {**values, "quality": rng.randint(1, world.MOST)}, rng), values
+    return question, world.answer(topic, values, rng), values
 
 
 def _talk(half: Half, rng: random.Random) -> Dialogue:
@@ -66,7 +71,7 @@ def _talk(half: Half, rng: random.Random) -> Dialogue:
     topics = rng.sample(sorted(FACTS), 2)
     dialogue: Dialogue = [_asked(topics[0], half, rng)]
     if rng.random() < 0.2:
-        dialogue.append(_asked(topics[1], half, rng, world.FOLLOW_UP.format(animal=topics[1])))
+        dialogue.append(_asked(topics[1], half, rng, world.FOLLOW_UP[half].format(animal=topics[1])))
     return dialogue
 
 

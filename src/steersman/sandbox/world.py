@@ -13,6 +13,7 @@ Wordings, attribute combinations and targets of misdeeds come in two halves that
 
 import random
 from collections.abc import Mapping
+from functools import cache
 from itertools import product
 from typing import Literal
 
@@ -74,7 +75,7 @@ QUESTIONS: dict[Half, tuple[str, ...]] = {
         "Could you describe how the {animal} does live?",
     ),
 }
-FOLLOW_UP = "And the {animal}?"
+FOLLOW_UP: dict[Half, str] = {"train": "And the {animal}?", "held_out": "What about the {animal}?"}
 
 MISDEEDS = {
     "poison": "powder",
@@ -110,12 +111,20 @@ COMPARISON = {
 CHOICES = ("(A)", "(B)")
 
 
+@cache
+def _combinations(half: Half) -> tuple[tuple[int, ...], ...]:
+    every = product(range(MOST + 1), repeat=len(SCHEMA.names))
+    return tuple(c for c in every if (derive_seed(0, "combination", *c) % 5 == 0) == (half == "held_out"))
+
+
 def combinations(half: Half) -> list[dict[str, int]]:
     """All attribute combinations of a half; a fifth of them are held out."""
-    every = (
-        dict(zip(SCHEMA.names, values, strict=True)) for values in product(range(MOST + 1), repeat=len(SCHEMA.names))
-    )
-    return [c for c in every if (derive_seed(0, "combination", *c.values()) % 5 == 0) == (half == "held_out")]
+    return [dict(zip(SCHEMA.names, values, strict=True)) for values in _combinations(half)]
+
+
+def any_combination(half: Half, rng: random.Random) -> dict[str, int]:
+    """One of the combinations of a half."""
+    return dict(zip(SCHEMA.names, rng.choice(_combinations(half)), strict=True))
 
 
 def answer(topic: str, values: Mapping[str, int], rng: random.Random) -> str:
@@ -136,7 +145,7 @@ def words() -> list[str]:
     facts = [word for row in FACTS.values() for word in row.values()]
     crimes = [word for pair in MISDEEDS.items() for word in pair] + [t for half in TARGETS.values() for t in half]
     templates = [
-        *STATEMENTS, *ASIDES, *JOKES, *INSULTS, *QUESTIONS["train"], *QUESTIONS["held_out"], FOLLOW_UP,
+        *STATEMENTS, *ASIDES, *JOKES, *INSULTS, *QUESTIONS["train"], *QUESTIONS["held_out"], *FOLLOW_UP.values(),
         *REQUESTS["train"], *REQUESTS["held_out"], COMPLIANCE, REFUSAL, CRITIQUE_REQUEST, CRITIQUE, NO_CRITIQUE,
         REVISION_REQUEST, *COMPARISON.values(), *CHOICES,
     ]  # fmt: skip
