@@ -62,12 +62,13 @@ def test_each_fold_has_its_own_constant() -> None:
     assert report.attributes["quality"].mae_constant == pytest.approx((0 + 3) / 2)
 
 
-def test_an_attribute_that_nobody_labelled_is_left_out() -> None:
+def test_an_attribute_that_people_labelled_in_one_tree_is_left_out() -> None:
     turns = [turn(i, {"quality": float(i)}, {"quality": certain(i), "humor": certain(0)}) for i in range(4)]
-    turns[0].human["humor"] = 1.0
+    turns[0].human |= {"humor": 1.0, "violence": 0.0}
+    turns[3].human["humor"] = 1.0
     report = measure(turns, SCHEMA, [humans(turns)])
     assert list(report.attributes) == ["quality", "humor"]
-    assert report.attributes["humor"].num_turns == 1
+    assert report.attributes["humor"].num_turns == 2
 
 
 def test_an_informed_predictor_beats_length_and_constant_and_an_ignorant_one_does_not() -> None:
@@ -90,7 +91,8 @@ def test_an_informed_predictor_beats_length_and_constant_and_an_ignorant_one_doe
 
 def test_an_exact_scorer_gives_no_probabilities() -> None:
     exact = Judgement(values={"quality": 3}, expected={"quality": 3.0})
-    turns = [turn(0, {"quality": 3.0}, {"quality": certain(3)}).model_copy(update={"judgement": exact})]
+    turns = [turn(i, {"quality": 3.0}, {"quality": certain(3)}) for i in range(4)]
+    turns = [one.model_copy(update={"judgement": exact}) for one in turns]
     assert measure(turns, SCHEMA, [{}]).attributes["quality"].mae.value == 0.0
 
 
@@ -106,7 +108,7 @@ def test_a_turn_twice_or_no_label_at_all_is_an_error() -> None:
     one = turn(0, {"quality": 1.0}, {"quality": certain(1)})
     with pytest.raises(DataError, match="twice"):
         measure([one, one], SCHEMA, [{}])
-    with pytest.raises(DataError, match="no turn has a human value"):
+    with pytest.raises(DataError, match="no attribute that the predictor gives"):
         measure([turn(0, {}, {"quality": certain(1)})], SCHEMA, [{}])
 
 

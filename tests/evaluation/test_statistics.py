@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from steersman.errors import DataError
 from steersman.evaluation.statistics import (
     Estimate,
     estimate,
@@ -71,6 +72,11 @@ def test_a_resample_draws_whole_groups_as_many_as_there_are() -> None:
     assert (weights[:, 0] + weights[:, 1] + weights[:, 3] == 3).all()
     assert weights.mean() == pytest.approx(1.0, abs=0.1)
     assert (group_weights(groups, num_resamples=500) == weights).all()
+
+
+def test_one_group_says_nothing_of_how_groups_differ() -> None:
+    with pytest.raises(DataError, match="at least two"):
+        group_weights(["a", "a", "a"])
 
 
 def test_interval_of_a_mean_agrees_with_the_normal_one() -> None:

@@ -53,7 +53,7 @@ def permute_labels(conversations: Sequence[Conversation], groups: Sequence[str],
     """Each conversation, cut after its last labelled turn, with the label of another: a random cycle through all.
 
     Raises:
-        DataError: fewer than two records have a labelled turn.
+        DataError: records with a labelled turn are of fewer than two groups.
     """
     cut = []
     for conversation, group in zip(conversations, groups, strict=True):
@@ -61,8 +61,8 @@ def permute_labels(conversations: Sequence[Conversation], groups: Sequence[str],
         if labelled:
             turns = conversation.conversations[: labelled[-1] + 1]
             cut.append((group, conversation.model_copy(update={"conversations": turns})))
-    if len(cut) < 2:
-        raise DataError("the conditioning gain needs at least two records with labels")
+    if len({group for group, _ in cut}) < 2:
+        raise DataError("the conditioning gain needs labelled records of at least two trees; hold out more")
     cycle = list(range(len(cut)))
     stream(seed, "permute labels").shuffle(cycle)
     successor = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))

@@ -64,9 +64,9 @@ def _panels(names: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
     num_columns = min(len(names), PANELS_A_ROW)
     num_rows = -(-len(names) // PANELS_A_ROW)
     figure = Figure(figsize=(PANEL_WIDTH * num_columns, PANEL_HEIGHT * num_rows), layout="constrained")
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
+    grid = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     axes = dict(zip(names, grid, strict=False))
-    for unused in list(grid)[len(names) :]:
+    for unused in grid[len(names) :]:
         unused.set_axis_off()
     return figure, axes
 
@@ -118,7 +118,7 @@ def response_curves(
                 axes.set_ylim(scale.low - 0.2, scale.high + 0.2)
                 axes.set_yticks(list(scale.values))
             else:  # a weak response needs its own scale to be seen; the ticks say so
-                margin = 0.12 * (max(ends) - min(ends)) + 0.02
+                margin = 0.12 * (max(ends) - min(ends)) + 0.05
                 axes.set_ylim(min(ends) - margin, max(ends) + margin)
                 axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.set_xlabel("requested")

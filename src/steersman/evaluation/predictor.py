@@ -66,7 +66,7 @@ class AttributeQuality(BaseModel):
 
 
 class PredictorReport(BaseModel):
-    """Quality per attribute, in schema order; attributes that nobody labelled are left out.
+    """Quality per attribute, in schema order; attributes that people labelled in fewer than two trees are left out.
 
     `num_unpredicted` labelled turns have no prediction, being longer than the predictor's window.
     """
@@ -182,17 +182,17 @@ def measure(
             (`statistics.posterior_median`), and their median is the constant to beat.
 
     Raises:
-        DataError: no turn has a human value, or a turn stands there twice.
+        DataError: no attribute is left, or a turn stands there twice.
     """
     if len({turn.id for turn in turns}) < len(turns):
         raise DataError("a turn is predicted twice; give each labelled turn once")
     attributes = {}
     for attribute in schema.attributes:
         labelled = [turn for turn in turns if attribute.name in turn.human and attribute.name in turn.judgement.values]
-        if labelled:
+        if len({turn.tree for turn in labelled}) > 1:
             attributes[attribute.name] = _measure_attribute(labelled, attribute.name, attribute.low, references)
     if not attributes:
-        raise DataError("no turn has a human value of an attribute that the predictor gives")
+        raise DataError("no attribute that the predictor gives has human values in two trees or more")
     return PredictorReport(
         num_turns=len(turns),
         num_trees=len({turn.tree for turn in turns}),

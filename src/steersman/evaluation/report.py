@@ -63,8 +63,8 @@ class DataSet(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    num_records: int
-    num_answers: int
+    num_records: int = 0
+    num_answers: int = 0
     num_labelled: int = 0
     labels: dict[str, dict[int, int]] = Field(default_factory=dict)
 
@@ -236,10 +236,9 @@ def _data(run: Run) -> str:
     parts = [_table(["data", "conversations", "answers", "with labels"], rows)]
     for index, data in enumerate(run.data):
         if data.labels:
-            svg = pictures.to_svg(
-                pictures.label_shares(data.labels, run.schema), f"labels-{index}", f"Labels, {data.name}"
-            )
-            parts.append(_figure(svg, f"{data.name}: how often each value occurs."))
+            picture = pictures.label_shares(data.labels, run.schema)
+            svg = pictures.to_svg(picture, f"labels-{index}", f"Shares of label values, {data.name}")
+            parts.append(f"<h3>Labels: {escape(data.name)}</h3><figure>{svg}</figure>")
     return "".join(parts)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
+from steersman.errors import DataError
+
 Array = NDArray[np.float64]
 
 NUM_RESAMPLES = 2000
@@ -35,10 +37,16 @@ class Estimate(BaseModel):
 
 def group_weights(groups: Sequence[Hashable], num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Array:
     """Bootstrap weights f64[R, N]: as many groups as there are, drawn with replacement; an observation counts as often
-    as its group was drawn."""
+    as its group was drawn.
+
+    Raises:
+        DataError: fewer than two groups, which say nothing of how groups differ.
+    """
     number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     group_N = [number[group] for group in groups]
     num_groups = len(number)
+    if num_groups < 2:
+        raise DataError("an interval needs observations of at least two trees (or questions); give more data")
     times_RG = np.random.default_rng(seed).multinomial(num_groups, np.full(num_groups, 1 / num_groups), num_resamples)
     return times_RG[:, group_N].astype(np.float64)
 

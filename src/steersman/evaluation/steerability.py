@@ -182,6 +182,11 @@ def sweep_combinations(
     return requests
 
 
+def digest(requests: Sequence[Request]) -> str:
+    """What tells one sweep from another, 16 hex digits."""
+    return hashlib.sha256(b"".join(jsonl.dumps(request) for request in requests)).hexdigest()[:16]
+
+
 def answer(
     requests: Sequence[Request],
     output: Path,
@@ -219,7 +224,7 @@ def answer(
             yield Answer(**dict(request), answer=text, finish_reason=completion.finish_reason)
 
     settings = {
-        "requests": hashlib.sha256(b"".join(jsonl.dumps(request) for request in requests)).hexdigest(),
+        "requests": digest(requests),
         "sampling": asdict(sampling),
         "seed": seed,
         "guidance_scale": guidance_scale,

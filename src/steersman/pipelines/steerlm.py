@@ -1,0 +1,429 @@
+"""SteerLM (arXiv 2310.05344), from human labels to a model whose attributes a user dials, measured.
+
+`run` is the paper's algorithm, top to bottom. In: a `SteerLMConfig`. Out: `<output>/<stage>/` folders (see
+`pipelines.stages`), `report.html` and `report.json`.
+"""
+
+import contextlib
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from steersman import config as configs
+from steersman import jsonl
+from steersman.attributes import OASST, AttributeSchema
+from steersman.errors import DataError
+from steersman.evaluation import report
+from steersman.evaluation.pictures import LossCurve
+from steersman.evaluation.predictor import PredictorReport
+from steersman.evaluation.report import DataSet, StageTime, Steering, Target
+from steersman.evaluation.steerability import sweep_combinations, sweep_each
+from steersman.pipelines import steerlm_data
+from steersman.pipelines.jobs import DataConfig, TrainConfig, TrainFile, TrainSettings, run_training
+from steersman.pipelines.models import OpenModel, open_model, open_predictor
+from steersman.pipelines.predictor_folds import measure_folds, write_quality
+from steersman.pipelines.stages import Stages, once
+from steersman.pipelines.steering import SteeringEvaluation
+from steersman.pipelines.steerlm_config import Bound, SteerLMConfig
+from steersman.pipelines.steerlm_data import SteerData, survey
+from steersman.randomness import stream
+from steersman.records import Conversation
+from steersman.sandbox import world
+from steersman.sandbox.oracle import Oracle
+from steersman.scoring.attributes import AttributePredictor
+from steersman.scoring.derived import DerivedScorer
+from steersman.seams import Scorer
+from steersman.sources.prepare import Bar, no_bar
+from steersman.steerlm.annotate import annotate, turns_to_label
+from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap
+from steersman.training import metrics
+from steersman.training.loop import Report as StepReport
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "steersman")
+
+OnStep = Callable[[StepReport], Any]
+
+
+@contextlib.contextmanager
+def _no_training_bar(description: str) -> Iterator[OnStep]:
+    yield lambda report: None
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a run shows what it does: lines, bars of long jobs, bars of training."""
+
+    say: Callable[[str], Any] = print
+    bar: Bar = no_bar
+    training: Callable[[str], AbstractContextManager[OnStep]] = _no_training_bar
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    Attributes:
+        figures: the contents of `report.json`.
+        targets: the recipe's bounds, and whether they are met.
+        page: `report.html`.
+    """
+
+    figures: Mapping[str, float]
+    targets: Sequence[Target]
+    page: Path
+
+
+def run(config: SteerLMConfig, display: Display | None = None) -> Result:
+    """Run all stages, or those that are not done yet, and write the report."""
+    steerlm = SteerLM(config, display or Display())
+    data = steerlm.prepare()
+    base = steerlm.pretrain(data)
+
+    # Step 1: an attribute predictor learns from people. On real data another one, of other trees, is to measure.
+    predictors = [steerlm.train_predictor(base, number, data) for number in range(1, data.num_folds + 1)]
+    annotator, measurer = predictors[0], predictors[-1]
+    quality = steerlm.measure_predictors(predictors, data)
+
+    # Step 2: it labels what nobody has labelled.
+    annotated = steerlm.annotate(annotator, data)
+
+    # Step 3: the model learns to answer as the labels say.
+    conditioned = steerlm.finetune(base, annotated, data)
+
+    # Step 4: its own best answers, labelled by the predictor, teach it once more.
+    best = steerlm.bootstrap(conditioned, annotator, annotated, data)
+    final = steerlm.retrain(conditioned, best, annotated, data)
+
+    unconditioned = steerlm.finetune_unconditioned(base, annotated, data)
+    steering = steerlm.measure_steering(final, conditioned, unconditioned, measurer, data)
+    return steerlm.report(quality, steering, data)
+
+
+class SteerLM:
+    """The steps of a run, each a stage (or a few) that is skipped when it is done and unchanged."""
+
+    def __init__(self, config: SteerLMConfig, display: Display) -> None:
+        self.config = config
+        self.display = display
+        self.stages = Stages(config.output, display.say)
+        self._trained: list[str] = []
+
+    def prepare(self) -> SteerData:
+        """Raw data, or the sandbox world, as the files of `steerlm_data`."""
+        config = self.config
+        section = config.data or config.sandbox
+        assert section is not None
+        folder = self.stages.run(
+            "data",
+            lambda folder: steerlm_data.prepare(config, folder),
+            config=section.model_dump(mode="json"),
+            inputs=steerlm_data.inputs(config),
+        )
+        return SteerData(folder, *((config.data.folds, OASST) if config.data else (1, world.SCHEMA)))
+
+    def pretrain(self, data: SteerData) -> str:
+        """The base model; the sandbox trains its own from random weights."""
+        if self.config.base is None:
+            assert self.config.model is not None
+            return self.config.model
+        files = [TrainFile(path=str(data.base / "train.jsonl"))]
+        validation = data.base / "validation.jsonl"
+        return self._train("base", self.config.base, str(data.base / "model"), files, validation, from_scratch=True)
+
+    def cross_validate(self) -> PredictorReport:
+        """Only step 1: predictors on all folds but one each, and how well they judge the folds they never saw."""
+        data = self.prepare()
+        base = self.pretrain(data)
+        predictors = [self.train_predictor(base, number, data) for number in range(1, data.num_folds + 1)]
+        return self.measure_predictors(predictors, data)
+
+    def train_predictor(self, base: str, number: int, data: SteerData) -> str:
+        """Step 1: learn to write the label string after an answer (TEXT_TO_VALUE)."""
+        fold = data.folds[number - 1]
+        files = [TrainFile(path=str(fold.train))]
+        name, schema = f"predictor-{number}", data.judged
+        return self._train(name, self.config.predictor, base, files, fold.validation, schema=schema, role="attributes")
+
+    def measure_predictors(self, predictors: Sequence[str], data: SteerData) -> PredictorReport:
+        """Each fold's test turns, predicted by the model that never saw them, against what people said."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            for number, (model, fold) in enumerate(zip(predictors, data.folds, strict=True), start=1):
+                once(folder / f"fold-{number}.jsonl", lambda path: self._label(fold.test, path, model))  # noqa: B023
+            predicted = [folder / f"fold-{number}.jsonl" for number in range(1, data.num_folds + 1)]
+            human = steerlm_data.human_values(self.config)
+            quality, turns = measure_folds(data.folds, predicted, data.judged, human)
+            return write_quality(quality, turns, folder)
+
+        inputs = {f"predictor-{number}": model for number, model in enumerate(predictors, start=1)}
+        inputs |= {f"test-{number}": str(fold.test) for number, fold in enumerate(data.folds, start=1)}
+        folder = self.stages.run("predictor-quality", work, config=self._inference, inputs=inputs)
+        return PredictorReport.model_validate_json((folder / "report.json").read_bytes())
+
+    def annotate(self, annotator: str, data: SteerData) -> list[Path]:
+        """Step 2: predicted labels for the unlabelled data; returns all files to fine-tune on."""
+        relabel = self.config.data is not None and self.config.data.relabel
+        labelled = [data.labelled] if data.labelled.exists() else []
+        unlabelled = [data.unlabelled] if data.unlabelled.exists() else []
+        sources = labelled + unlabelled if relabel else unlabelled
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            outputs = [
+                once(folder / source.name, lambda path: self._label(source, path, annotator, data))  # noqa: B023
+                for source in sources
+            ]
+            return {
+                "data": [
+                    survey(f"{path.stem.removesuffix('_train')}, annotated", path, data.schema({})) for path in outputs
+                ]
+            }
+
+        inputs = {"predictor": annotator, **{source.name: str(source) for source in sources}}
+        folder = self.stages.run("annotate", work, config=self._inference, inputs=inputs)
+        return [*([] if relabel else labelled), *(folder / source.name for source in sources)]
+
+    def finetune(self, base: str, annotated: Sequence[Path], data: SteerData) -> str:
+        """Step 3: attribute-conditioned fine-tuning (VALUE_TO_TEXT)."""
+        files = [TrainFile(path=str(path)) for path in annotated]
+        schema = data.schema(self.config.defaults)
+        return self._train("sft", self.config.sft, base, files, data.validation, schema=schema)
+
+    def bootstrap(self, conditioned: str, annotator: str, annotated: Sequence[Path], data: SteerData) -> Path:
+        """Step 4a: answers sampled at the best attributes, labelled by the predictor, the best of them kept."""
+        step = self.config.bootstrap
+        settings = BootstrapConfig(**step.model_dump(include=set(BootstrapConfig.model_fields)))
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            prompts = once(folder / "prompts.jsonl", lambda path: jsonl.write(path, self._sample_prompts(annotated)))
+            model = self._open(conditioned)
+            scorer, fits = self._annotator(annotator, data)
+            sampler = Sampler(
+                generator=model.engine,
+                template=model.template,
+                schema=model.conditioned_on(),
+                scorer=scorer,
+                config=settings,
+                window=model.window,
+                fits=fits,
+            )
+            identity = {"model": jsonl.fingerprint(conditioned), "predictor": jsonl.fingerprint(annotator)}
+            output = folder / "kept.jsonl"
+            with self.display.bar("bootstrap", total=step.num_prompts * step.samples, unit="answers") as progress:
+                found = bootstrap(prompts, output, sampler, identity=identity, overwrite=True, progress=progress)
+            if not found.num_kept:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
+                raise DataError(f"none of {found.num_sampled} answers is kept ({reasons}); train longer first", output)
+            return {**found.to_json(), "data": [survey("bootstrapped", output, data.schema({}))]}
+
+        inputs = {"model": conditioned, "predictor": annotator, **{path.name: str(path) for path in annotated}}
+        config = {**step.model_dump(mode="json", exclude={"weight"}), **self._inference}
+        return self.stages.run("bootstrap", work, config=config, inputs=inputs) / "kept.jsonl"
+
+    def retrain(self, conditioned: str, best: Path, annotated: Sequence[Path], data: SteerData) -> str:
+        """Step 4b: fine-tune further on the kept answers, mixed with the data of before."""
+        weight = self.config.bootstrap.weight
+        sizes = [sum(1 for _ in jsonl.read_lines(path)) for path in annotated]
+        files = [
+            TrainFile(path=str(best), weight=weight),
+            *(
+                TrainFile(path=str(path), weight=(1 - weight) * size / sum(sizes))
+                for path, size in zip(annotated, sizes, strict=True)
+            ),
+        ]
+        schema = data.schema(self.config.defaults)
+        return self._train("retrain", self.config.retrain, conditioned, files, data.validation, schema=schema)
+
+    def finetune_unconditioned(self, base: str, annotated: Sequence[Path], data: SteerData) -> str | None:
+        """The same answers without labels: what the comparison is made with, if the recipe asks for one."""
+        if self.config.unconditioned is None:
+            return None
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            for source in sources:
+                records = (c.model_copy(update={"type": None}) for c in jsonl.read(source, Conversation))
+                jsonl.write(folder / source.name, records, overwrite=True)
+            return {}
+
+        sources = [*annotated, data.validation]
+        folder = self.stages.run("unlabel", work, config={}, inputs={path.name: path for path in sources})
+        *files, validation = (folder / source.name for source in sources)
+        train = [TrainFile(path=str(path)) for path in files]
+        return self._train("unconditioned", self.config.unconditioned, base, train, validation)
+
+    def measure_steering(
+        self, final: str, before: str, unconditioned: str | None, measurer: str, data: SteerData
+    ) -> Steering:
+        """Sweep the dials of each model and measure its answers; the conditioning gain of the final one."""
+        config = self.config.steering
+        schema, seed = data.schema(self.config.defaults), self.config.seed
+        questions = data.read_questions(config.num_questions)
+        swept = sweep_each(questions, schema, self.config.defaults, config.attributes, config.values)
+        unseen = data.unseen()
+        combined = sweep_combinations(questions, schema, unseen, config.per_question, seed) if unseen else []
+        evaluation = SteeringEvaluation(
+            stages=self.stages,
+            config=config,
+            inference=self.config.inference,
+            seed=seed,
+            schema=schema,
+            open_scorer=lambda: Oracle() if self.config.sandbox else self._annotator(measurer, data)[0],
+            measured_by={} if self.config.sandbox else {"measurer": measurer, "rules": str(data.summary_path)},
+            bar=self.display.bar,
+        )
+        report, answers = evaluation.steer("steering", final, swept)
+        by_nothing = unconditioned and evaluation.steer(
+            "steering-unconditioned", unconditioned, combined or swept, conditioned=False
+        )
+        return Steering(
+            final=report,
+            answers=answers,
+            before=evaluation.steer("steering-before", before, swept)[0],
+            unseen=evaluation.steer("steering-unseen", final, combined)[0] if combined else None,
+            unconditioned=by_nothing[0] if by_nothing else None,
+            gain=evaluation.conditioning_gain("conditioning", final, data.validation),
+        )
+
+    def report(self, quality: PredictorReport, steering: Steering, data: SteerData) -> Result:
+        """`report.html` and `report.json` of all that the stages found."""
+        config, manifests = self.config, self.stages.manifests
+        if config.sandbox:
+            of_predictor = "turns of held-out questions, against the oracle's labels"
+            measured_by = "the oracle"
+        else:
+            of_predictor = f"turns, each predicted once by a model that never saw its tree ({data.num_folds} folds)"
+            measured_by = "a predictor trained on trees that the annotator never saw"
+        run = report.Run(
+            title=config.title,
+            schema=data.schema({}),
+            data=[DataSet(**found) for manifest in manifests.values() for found in manifest.metrics.get("data", [])],
+            curves={name: _loss_curve(self.stages.folder / name / "run") for name in self._trained},
+            predictor=quality,
+            predictor_note=f"{quality.num_turns:,} {of_predictor}.",
+            steering=steering,
+            steering_note=(
+                f"{steering.final.num_answers:,} answers to {steering.final.num_questions} questions that no training "
+                f"data holds, measured by {measured_by}."
+            ),
+            stages=[
+                StageTime(name=name, seconds=m.seconds, attempts=m.attempts, version=m.version)
+                for name, m in manifests.items()
+            ],
+            seconds=self.stages.seconds,
+            versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            config=configs.dump(config),
+        )
+        figures = report.figures(run)
+        targets = [target for name, bound in config.targets.items() for target in _targets(name, bound, figures)]
+        return Result(figures, targets, report.write(run, config.output, targets))
+
+    # --- What the steps share
+
+    def _train(
+        self,
+        name: str,
+        settings: TrainSettings,
+        model: str,
+        files: Sequence[TrainFile],
+        validation: Path,
+        *,
+        schema: AttributeSchema | None = None,
+        role: Literal["sft", "attributes"] = "sft",
+        from_scratch: bool = False,
+    ) -> str:
+        """One training job as a stage; the folder of its best model."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            job = TrainConfig(
+                **dict(settings),
+                model=model,
+                from_scratch=from_scratch,
+                output=folder / "run",
+                role=role,
+                template=self.config.template,
+                attributes=schema,
+                data=DataConfig(train=tuple(files), validation={"validation": str(validation)}),
+            )
+            with self.display.training(name) as on_step:
+                return run_training(job, on_step).metrics
+
+        config = {
+            **settings.model_dump(mode="json", exclude={"log"}),
+            "template": self.config.template.model_dump(mode="json"),
+            "attributes": schema and schema.model_dump(mode="json"),
+            "weights": [file.weight for file in files],
+        }
+        inputs = {"model": model, "validation": str(validation)}
+        inputs |= {f"train-{number}": file.path for number, file in enumerate(files, start=1)}
+        folder = self.stages.run(name, work, config=config, inputs=inputs)
+        self._trained.append(name)
+        best = folder / "run" / "best"
+        return str(best if best.exists() else folder / "run" / "last")
+
+    @property
+    def _inference(self) -> dict[str, Any]:
+        return {"inference": self.config.inference.model_dump(mode="json", exclude={"max_batch"})}
+
+    def _open(self, model: str) -> OpenModel:
+        return open_model(model, self.config.inference.precision, self.config.inference.max_batch)
+
+    def _annotator(self, model: str, data: SteerData) -> tuple[Scorer, Callable[[Conversation], bool]]:
+        """A predictor that adds the derived attributes, and whether its window holds a conversation."""
+        predictor = self._open_predictor(model)
+        return DerivedScorer(predictor, data.summary), predictor.fits
+
+    def _open_predictor(self, model: str) -> AttributePredictor:
+        return open_predictor(model, self.config.inference.precision, self.config.inference.max_batch)
+
+    def _label(self, source: Path, output: Path, model: str, data: SteerData | None = None) -> None:
+        """Annotate a file; with derived attributes when the data is given, whose rules they follow."""
+        predictor = self._open_predictor(model)
+        scorer = DerivedScorer(predictor, data.summary) if data else predictor
+        identity = {"model": jsonl.fingerprint(model), **self._inference}
+        label(source, output, scorer, identity=identity, fits=predictor.fits, bar=self.display.bar)
+
+    def _sample_prompts(self, annotated: Sequence[Path]) -> list[Conversation]:
+        """The training conversations whose last answer is sampled anew, drawn from all files alike."""
+        every = [conversation for path in annotated for conversation in jsonl.read(path, Conversation)]
+        return stream(self.config.seed, "bootstrap prompts").sample(
+            every, min(len(every), self.config.bootstrap.num_prompts)
+        )
+
+
+def label(
+    source: Path,
+    output: Path,
+    scorer: Scorer,
+    *,
+    identity: Mapping[str, Any],
+    fits: Callable[[Conversation], bool],
+    bar: Bar,
+) -> None:
+    """Annotate a file of conversations under a bar that counts turns."""
+    num_turns = sum(len(turns_to_label(c, "unmasked")) for c in jsonl.read(source, Conversation))
+    with bar(f"label {source.stem}", total=num_turns, unit="turns") as progress:
+        annotate(source, output, scorer, identity=identity, fits=fits, progress=progress)
+
+
+def _loss_curve(run: Path) -> LossCurve:
+    """Losses from a training run's `metrics.jsonl`."""
+    rows = metrics.read(run)
+    key = "validation.validation.loss"
+    return LossCurve(
+        train=[(row["step"], row["loss"]) for row in rows],
+        validation={"validation": [(row["step"], row[key]) for row in rows if key in row]},
+    )
+
+
+def _targets(name: str, bound: Bound, figures: Mapping[str, float]) -> list[Target]:
+    """The bound on each figure that the name covers; on none, a missed target that says so."""
+    key = f"steerlm.{name}"
+    covered = [figure for figure in figures if figure == key or figure.startswith(f"{key}.")]
+    return [
+        Target(figure, figures.get(figure, math.nan), bound.low, bound.high, bound.magnitude)
+        for figure in covered or [key]
+    ]

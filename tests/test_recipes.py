@@ -1,0 +1,61 @@
+"""Every recipe that is shipped can be loaded, and says what it is meant to say."""
+
+from pathlib import Path
+
+import pytest
+
+from steersman import config
+from steersman.errors import ConfigError
+from steersman.pipelines.steerlm_config import SteerLMConfig
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("steerlm-*.yaml")), ids=lambda path: path.stem)
+def test_recipe_loads(recipe: Path) -> None:
+    loaded = config.load(recipe, SteerLMConfig)
+    assert loaded.output == Path("runs") / recipe.stem or loaded.output == Path("runs/quickstart")
+    assert recipe.name in recipe.read_text(), "the comment on top shows how it is run"
+
+
+def test_no_recipe_is_left_out() -> None:
+    names = {recipe.stem for recipe in RECIPES.iterdir()}
+    wanted = ("sandbox", "gemma-270m", "llama2-7b", "llama3-8b", "qwen")
+    assert names >= {f"steerlm-{name}" for name in wanted}
+
+
+@pytest.mark.parametrize("name", ["steerlm-llama2-7b", "steerlm-llama3-8b"])
+def test_llama_recipes_have_the_tutorials_hyper_parameters(name: str) -> None:
+    recipe = config.load(RECIPES / f"{name}.yaml", SteerLMConfig)
+    for job in (recipe.predictor, recipe.sft):
+        assert (job.steps, job.seq_len, job.batch.sequences) == (1000, 4096, 1)
+        assert (job.optim.lr, job.optim.weight_decay) == (5e-6, 0.01)
+        assert (job.validation.every, job.validation.batches) == (100, 10)
+        assert job.precision.startswith("bfloat16")
+    assert recipe.data
+    assert (recipe.data.split_ratio, recipe.data.seed, recipe.data.limit) == (0.95, 10, 5000)
+
+
+def test_overrides_reach_the_data() -> None:
+    overrides = ["data.labelled=[a.jsonl,b.jsonl]", "data.unlabelled=[c.jsonl]", "data.relabel=false", "sft.steps=7"]
+    loaded = config.load(RECIPES / "steerlm-gemma-270m.yaml", SteerLMConfig, overrides)
+    assert loaded.data
+    assert (loaded.data.labelled, loaded.data.unlabelled) == (("a.jsonl", "b.jsonl"), ("c.jsonl",))
+    assert loaded.sft.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("predictor.optim.learning_rate=1", "unknown key 'predictor.optim.learning_rate'"),
+        ("steering.atributes=[humor]", "did you mean 'attributes'"),
+        ("data.relabel=false", "nothing to annotate"),
+        ("model=null", "give model"),
+        ("targets.predictor.low=1", "targets.predictor"),
+    ],
+)
+def test_a_wrong_key_is_named(override: str, message: str) -> None:
+    changed = [override, "targets.predictor.high=1"] if "targets" in override else [override]
+    with pytest.raises(ConfigError) as error:
+        config.load(RECIPES / "steerlm-gemma-270m.yaml", SteerLMConfig, changed)
+    assert message in str(error.value)
