@@ -128,9 +128,8 @@ def any_combination(half: Half, rng: random.Random) -> dict[str, int]:
 
 
 def answer(topic: str, values: Mapping[str, int], rng: random.Random) -> str:
-    """An answer about an animal that measures exactly `values`; the wording and which facts are vague are random."""
-    right = rng.sample(SLOTS, values["quality"])
-    words = {slot: FACTS[topic][slot] if slot in right else VAGUE[slot] for slot in SLOTS}
+    """An answer about an animal, in random wording, that measures exactly `values`; the last slots are the vague ones."""
+    words = {**VAGUE, **{slot: FACTS[topic][slot] for slot in SLOTS[: values["quality"]]}}
     extras = (*ASIDES[: values["verbosity"]], *JOKES[: values["humor"]], *INSULTS[: values["toxicity"]])
     return " ".join((rng.choice(STATEMENTS).format(**words), *extras))
 
