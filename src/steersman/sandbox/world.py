@@ -128,7 +128,7 @@ def any_combination(half: Half, rng: random.Random) -> dict[str, int]:
 
 
 def answer(topic: str, values: Mapping[str, int], rng: random.Random) -> str:
-    """An answer about an animal, in random wording, that measures exactly `values`; the last slots are the vague ones."""
+    """An answer about an animal, in random wording, that measures exactly `values`; vague words come last."""
     words = {**VAGUE, **{slot: FACTS[topic][slot] for slot in SLOTS[: values["quality"]]}}
     extras = (*ASIDES[: values["verbosity"]], *JOKES[: values["humor"]], *INSULTS[: values["toxicity"]])
     return " ".join((rng.choice(STATEMENTS).format(**words), *extras))
