@@ -53,17 +53,9 @@ def _conversation(dialogue: Dialogue, kind: ConversationType | None, **extra: st
 
 
 def _asked(topic: str, half: Half, rng: random.Random, question: str | None = None) -> tuple[str, str, dict[str, int]]:
-    """A question and an answer of random attributes, a combination of the training half.
-
-    Half of the answers of quality 0 state facts, but of another animal: who does not read the question takes them for
-    good ones, and errs on a tenth of all answers.
-    """
-    question = question or world.question(topic, half, rng)
+    """A question, an answer of random attributes (a combination of the training half), and those attributes."""
     values = world.any_combination("train", rng)
-    if values["quality"] == 0 and rng.random() < 0.5:
-        other = rng.choice([name for name in FACTS if name != topic])
-        return question, world.answer(other, {**values, "quality": rng.randint(1, world.MOST)}, rng), values
-    return question, world.answer(topic, values, rng), values
+    return question or world.question(topic, half, rng), world.answer(topic, values, rng), values
 
 
 def _talk(half: Half, rng: random.Random) -> Dialogue:
