@@ -23,7 +23,7 @@ docs: .venv/installed
 	$(BIN)/python -m steersman.cli.docs
 
 bench: .venv/installed
-	set -e; for script in bench/*.py; do $(BIN)/python $$script; done
+	set -e; for script in bench/*_*.py; do $(BIN)/python $$script; done
 
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
