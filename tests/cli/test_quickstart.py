@@ -1,0 +1,51 @@
+"""`steersman quickstart` on a sandbox of a few records and steps: everything runs, and missed targets are said."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from steersman.cli import main
+
+MICRO = [
+    "sandbox.num_base=24",
+    "sandbox.num_labelled=24",
+    "sandbox.num_unlabelled=24",
+    "sandbox.num_validation=8",
+    "sandbox.num_test=12",
+    *(f"{job}.steps=2" for job in ("base", "predictor", "sft", "retrain", "unconditioned")),
+    "bootstrap.num_prompts=24",
+    "bootstrap.samples=4",
+    "bootstrap.max_tokens=100",
+    "steering.num_questions=2",
+    "steering.per_question=4",
+    "steering.max_tokens=8",
+    "steering.values=[0,4]",
+]
+
+
+def test_quickstart_runs_everything_and_says_which_targets_are_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "quick"
+    with pytest.raises(SystemExit) as ended:
+        main(["quickstart", "--output", str(folder), *MICRO])
+    assert ended.value.code == 1, "two steps teach nothing"
+    printed = capsys.readouterr().out
+    assert "MISSED" in printed
+    assert str(folder / "report.html") in printed.replace("\n", "")
+
+    figures = orjson.loads((folder / "report.json").read_bytes())
+    for attribute in ("quality", "toxicity", "humor", "verbosity"):
+        for kind in (
+            "predictor.exact_match",
+            "steering.spearman",
+            "steering.cross_talk",
+            "steering.spearman_unseen",
+            "steering.spearman_unconditioned",
+        ):
+            assert f"steerlm.{kind}.{attribute}" in figures
+    assert figures["steerlm.predictor.n"] >= 12
+    page = (folder / "report.html").read_text()
+    assert "✗ missed" in page
+    assert "steering.spearman_unseen.humor" in page
