@@ -11,6 +11,7 @@ import pytest
 
 from steersman import config, jsonl
 from steersman.card import ModelCard
+from steersman.errors import ConfigError
 from steersman.evaluation.predictor import PredictedTurn, PredictorReport
 from steersman.evaluation.steerability import Measured
 from steersman.pipelines import steerlm
@@ -229,3 +230,9 @@ def test_a_run_that_was_cut_continues_where_it_was(recipe: dict[str, Any], tmp_p
     assert "predictor-2: was cut, continues" in said
     whole = SteerLM(load({**recipe, "output": str(tmp_path / "whole")}), Display(say=said.append)).cross_validate()
     assert cut == whole
+
+
+def test_a_whole_run_has_two_folds(recipe: dict[str, Any]) -> None:
+    recipe["data"]["folds"] = 3
+    with pytest.raises(ConfigError, match="must be 2"):
+        run(recipe)

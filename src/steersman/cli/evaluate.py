@@ -126,7 +126,7 @@ def _by_model(
 
     def work(folder: Path) -> dict[str, float]:
         scorer = open_predictor(model, precision, batch)
-        identity = {"model": jsonl.fingerprint(model), "precision": precision}
+        identity = {"model": model, "precision": precision}  # its contents are the stage's to watch
 
         def annotate(path: Path) -> None:
             label(Path(labelled), path, scorer, identity=identity, fits=scorer.fits, bar=progress_bar)

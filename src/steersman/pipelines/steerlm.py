@@ -17,7 +17,7 @@ from typing import Any, Literal
 from steersman import config as configs
 from steersman import jsonl
 from steersman.attributes import OASST, AttributeSchema
-from steersman.errors import DataError
+from steersman.errors import ConfigError, DataError
 from steersman.evaluation import report
 from steersman.evaluation.pictures import LossCurve
 from steersman.evaluation.predictor import PredictorReport
@@ -40,7 +40,7 @@ from steersman.scoring.derived import DerivedScorer
 from steersman.seams import Scorer
 from steersman.sources.prepare import Bar, no_bar
 from steersman.steerlm.annotate import annotate, turns_to_label
-from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap
+from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap, read_contexts
 from steersman.training import metrics
 from steersman.training.loop import Report as StepReport
 
@@ -79,13 +79,19 @@ class Result:
 
 
 def run(config: SteerLMConfig, display: Display | None = None) -> Result:
-    """Run all stages, or those that are not done yet, and write the report."""
+    """Run all stages, or those that are not done yet, and write the report.
+
+    Raises:
+        ConfigError: more than two folds, whose predictors would share trees.
+    """
+    if config.data and config.data.folds != 2:
+        raise ConfigError("data.folds must be 2 here: one half teaches the annotator, the other half the measurer")
     steerlm = SteerLM(config, display or Display())
     data = steerlm.prepare()
     base = steerlm.pretrain(data)
 
     # Step 1: an attribute predictor learns from people. On real data another one, of other trees, is to measure.
-    predictors = [steerlm.train_predictor(base, number, data) for number in range(1, data.num_folds + 1)]
+    predictors = steerlm.train_predictors(base, data)
     annotator, measurer = predictors[0], predictors[-1]
     quality = steerlm.measure_predictors(predictors, data)
 
@@ -139,15 +145,22 @@ class SteerLM:
         """Only step 1: predictors on all folds but one each, and how well they judge the folds they never saw."""
         data = self.prepare()
         base = self.pretrain(data)
-        predictors = [self.train_predictor(base, number, data) for number in range(1, data.num_folds + 1)]
-        return self.measure_predictors(predictors, data)
+        return self.measure_predictors(self.train_predictors(base, data), data)
 
-    def train_predictor(self, base: str, number: int, data: SteerData) -> str:
-        """Step 1: learn to write the label string after an answer (TEXT_TO_VALUE)."""
-        fold = data.folds[number - 1]
-        files = [TrainFile(path=str(fold.train))]
-        name, schema = f"predictor-{number}", data.judged
-        return self._train(name, self.config.predictor, base, files, fold.validation, schema=schema, role="attributes")
+    def train_predictors(self, base: str, data: SteerData) -> list[str]:
+        """Step 1: learn to write the label string after an answer (TEXT_TO_VALUE); a predictor for each fold."""
+        return [
+            self._train(
+                f"predictor-{number}",
+                self.config.predictor,
+                base,
+                [TrainFile(path=str(fold.train))],
+                fold.validation,
+                schema=data.judged,
+                role="attributes",
+            )
+            for number, fold in enumerate(data.folds, start=1)
+        ]
 
     def measure_predictors(self, predictors: Sequence[str], data: SteerData) -> PredictorReport:
         """Each fold's test turns, predicted by the model that never saw them, against what people said."""
@@ -211,9 +224,10 @@ class SteerLM:
                 window=model.window,
                 fits=fits,
             )
-            identity = {"model": jsonl.fingerprint(conditioned), "predictor": jsonl.fingerprint(annotator)}
+            identity = {"model": conditioned, "predictor": annotator}  # their contents are the stage's to watch
             output = folder / "kept.jsonl"
-            with self.display.bar("bootstrap", total=step.num_prompts * step.samples, unit="answers") as progress:
+            contexts = read_contexts(prompts, settings, model.template, model.conditioned_on()).distinct
+            with self.display.bar("bootstrap", total=len(contexts) * step.samples, unit="answers") as progress:
                 found = bootstrap(prompts, output, sampler, identity=identity, overwrite=True, progress=progress)
             if not found.num_kept:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
@@ -383,8 +397,14 @@ class SteerLM:
         """Annotate a file; with derived attributes when the data is given, whose rules they follow."""
         predictor = self._open_predictor(model)
         scorer = DerivedScorer(predictor, data.summary) if data else predictor
-        identity = {"model": jsonl.fingerprint(model), **self._inference}
-        label(source, output, scorer, identity=identity, fits=predictor.fits, bar=self.display.bar)
+        label(
+            source,
+            output,
+            scorer,
+            identity={"model": model, **self._inference},
+            fits=predictor.fits,
+            bar=self.display.bar,
+        )
 
     def _sample_prompts(self, annotated: Sequence[Path]) -> list[Conversation]:
         """The training conversations whose last answer is sampled anew, drawn from all files alike."""

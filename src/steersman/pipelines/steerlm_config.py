@@ -24,7 +24,7 @@ class TreeData(Config):
         limit: read only the first so many lines (trees) of `labelled`, and of `unlabelled`.
         relabel: fine-tune on predicted labels for the labelled trees too, as the paper does; otherwise human labels
             stay, and the predictor labels the rest.
-        folds: predictors to train, each on all folds but one. The first annotates, the last measures.
+        folds: predictors to train, each on all folds but one. A whole run has two: one annotates, the other measures.
         split_ratio: share of the labelled trees that fine-tuning trains on; the others validate.
         derive: attributes computed from the text.
         seed: of all splits.
