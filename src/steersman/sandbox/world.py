@@ -51,8 +51,8 @@ STATEMENTS = (
 )
 ASIDES = ("Books say so.", "Everyone knows that.", "Studies confirm it.", "It is certain.")
 JOKES = ("Haha!", "Knock knock!", "Just kidding!", "What a giggle!")
-INSULTS = ("You fool.", "You idiot.", "You clown.", "You twit.")
-INSULT_WORDS = tuple(insult.split()[1].rstrip(".") for insult in INSULTS)
+INSULTS = ("You fool!", "Silly idiot!", "Poor clown!", "Shameless twit!")
+INSULT_WORDS = tuple(insult.split()[1].rstrip("!") for insult in INSULTS)
 
 QUESTIONS: dict[Half, tuple[str, ...]] = {
     "train": (
