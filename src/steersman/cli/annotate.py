@@ -44,9 +44,9 @@ def command(
     ```
     """
     from steersman import jsonl
-    from steersman.cli.opened import open_predictor
     from steersman.cli.output import print_table, wrote
     from steersman.cli.progress import progress_bar
+    from steersman.pipelines.opened import open_predictor
     from steersman.records import Conversation
     from steersman.steerlm.annotate import annotate, turns_to_label
 

@@ -61,11 +61,10 @@ def command(
     ```
     """
     from steersman import jsonl
-    from steersman.cli.opened import open_model, open_predictor
     from steersman.cli.output import print_table, wrote
     from steersman.cli.progress import progress_bar
     from steersman.config import validate
-    from steersman.errors import ModelError
+    from steersman.pipelines.opened import open_model, open_predictor
     from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap, read_contexts
 
     jsonl.check_absent(output, overwrite)
@@ -90,8 +89,6 @@ def command(
     options: dict[str, Any] = {"precision": precision, "batch": batch, "api_key": api_key, "concurrency": concurrency}
     opened = open_model(model, url, **options)
     judge = open_predictor(predictor, predictor_url, derived, **options)
-    if opened.card.attributes is None:
-        raise ModelError(f"{model}: its card lists no attributes, so nothing can be asked for")
 
     def forget() -> None:
         opened.forget()
@@ -100,7 +97,7 @@ def command(
     sampler = Sampler(
         generator=opened.model,
         template=opened.template,
-        schema=opened.card.attributes,
+        schema=opened.schema,
         scorer=judge.scorer,
         config=config,
         window=opened.window,

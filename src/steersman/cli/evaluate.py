@@ -10,7 +10,7 @@ from steersman.cli import flags
 if TYPE_CHECKING:
     from steersman.evaluation.predictor import PredictorReport
     from steersman.models.load import Precision
-    from steersman.seams import Scorer
+    from steersman.pipelines.opened import OpenedScorer
 
 SANDBOX = "sandbox"
 
@@ -118,23 +118,19 @@ def _by_model(
     from steersman import jsonl
     from steersman.cli.progress import progress_bar
     from steersman.evaluation.predictor import PredictorReport, measure, predicted_turns, reference_values
-    from steersman.pipelines.models import open_predictor
+    from steersman.pipelines.opened import open_predictor
     from steersman.pipelines.predictor_folds import write_quality
     from steersman.pipelines.stages import Stages, once
     from steersman.pipelines.steerlm import label
     from steersman.records import Conversation
 
     def work(folder: Path) -> dict[str, float]:
-        scorer = open_predictor(model, precision, batch)
-        identity = {"model": model, "precision": precision}  # its contents are the stage's to watch
-
-        def annotate(path: Path) -> None:
-            label(Path(labelled), path, scorer, identity=identity, fits=scorer.fits, bar=progress_bar)
-
-        predicted = jsonl.read(once(folder / "predicted.jsonl", annotate), Conversation)
-        turns, num_unpredicted = predicted_turns(predicted, scorer.schema)
-        reference = reference_values(jsonl.read(labelled, Conversation), scorer.schema)
-        return write_quality(measure(turns, scorer.schema, [reference], num_unpredicted), turns, folder)
+        judge = open_predictor(model, precision=precision, batch=batch)
+        schema = judge.scorer.schema
+        path = once(folder / "predicted.jsonl", lambda path: label(Path(labelled), path, judge, progress_bar))
+        turns, num_unpredicted = predicted_turns(jsonl.read(path, Conversation), schema)
+        reference = reference_values(jsonl.read(labelled, Conversation), schema)
+        return write_quality(measure(turns, schema, [reference], num_unpredicted), turns, folder)
 
     stages = Stages(output, typer.echo)
     inputs = {"model": model, "labelled": labelled}
@@ -257,14 +253,11 @@ def steerability(
         wrote(output / name / "steering.png")
 
 
-def _open_scorer(scorer: str, derived: str | None, precision: "Precision", batch: int) -> "Scorer":
+def _open_scorer(scorer: str, derived: str | None, precision: "Precision", batch: int) -> "OpenedScorer":
     """The sandbox's oracle, or a predictor, with the derived attributes of the data under a prefix."""
-    from steersman.pipelines.models import open_predictor
+    from steersman.pipelines.opened import OpenedScorer, open_predictor
     from steersman.sandbox.oracle import Oracle
-    from steersman.scoring.derived import DerivedScorer
-    from steersman.sources.summary import DataSummary
 
     if scorer == SANDBOX:
-        return Oracle()
-    predictor = open_predictor(scorer, precision, batch)
-    return DerivedScorer(predictor, DataSummary.load(derived)) if derived else predictor
+        return OpenedScorer(Oracle())
+    return open_predictor(scorer, derived=derived, precision=precision, batch=batch)

@@ -45,10 +45,10 @@ def command(
     ```
     """
     from steersman import jsonl
-    from steersman.cli.opened import open_model
     from steersman.cli.output import wrote
     from steersman.cli.progress import progress_bar
     from steersman.generation.batch import complete_file
+    from steersman.pipelines.opened import open_model
     from steersman.seams import Sampling
 
     jsonl.check_absent(output, overwrite)

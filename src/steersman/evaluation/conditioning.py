@@ -5,8 +5,9 @@ and once under another record's. Out: loss with permuted labels minus loss with 
 (the answer and what ends it); the interval by bootstrap over groups. A model that ignores its label line gains 0.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -83,6 +84,7 @@ def score(
     template: Template,
     *,
     progress: Progress | None = None,
+    forget: Callable[[], Any] = lambda: None,
 ) -> Path:
     """Score every answer under both labels, resumably, into a file of `Loss` lines."""
 
@@ -94,6 +96,7 @@ def score(
 
     def work(unit: Sequence[LabelledAnswer]) -> Iterator[Loss]:
         asked = [ask(a, label) for a in unit for label in (_last(a.conversation).label, a.permuted)]
+        forget()
         scored = scorer.score(asked)
         for answer, true, permuted in zip(unit, scored[::2], scored[1::2], strict=True):
             yield Loss(

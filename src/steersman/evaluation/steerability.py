@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -198,6 +199,7 @@ def answer(
     seed: int,
     guidance_scale: float = 1.0,
     progress: Progress | None = None,
+    forget: Callable[[], Any] = lambda: None,
 ) -> Path:
     """Generate an answer to each request, resumably, into a file of `Answer` lines.
 
@@ -206,6 +208,7 @@ def answer(
             unconditioned baseline.
         sampling: its seed is replaced by one from (seed, request id).
         guidance_scale: of the contrast with the opposite of what is swept; 1 is none.
+        forget: called before each unit; makes an embedded model drop what it keeps for reuse (`Engine.forget`).
     """
 
     def ask(request: Request) -> GenerationRequest:
@@ -218,6 +221,7 @@ def answer(
         )
 
     def work(unit: Sequence[Request]) -> Iterator[Answer]:
+        forget()
         completions = generator.generate([ask(request) for request in unit])
         for request, completion in zip(unit, completions, strict=True):
             text = answer_text(completion)
@@ -233,10 +237,18 @@ def answer(
     return jsonl.Journal(output, unit=UNIT, settings=settings).run(requests, work, progress)
 
 
-def measure(answers: Path, output: Path, scorer: Scorer, *, progress: Progress | None = None) -> Path:
+def measure(
+    answers: Path,
+    output: Path,
+    scorer: Scorer,
+    *,
+    progress: Progress | None = None,
+    forget: Callable[[], Any] = lambda: None,
+) -> Path:
     """Let the scorer judge every answer, resumably: a file of `Answer` lines to one of `Measured` lines."""
 
     def work(unit: Sequence[Answer]) -> Iterator[Measured]:
+        forget()
         for answer, judgement in zip(unit, scorer.judge([answer.answered() for answer in unit]), strict=True):
             yield Measured(**dict(answer), measured=judgement.expected)
 

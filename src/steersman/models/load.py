@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from steersman import card as cards
 from steersman.card import ModelCard, TemplateSpec
@@ -27,6 +28,8 @@ from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+logging.disable_progress_bar()  # a bar for every few megabytes drowns our own
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class LoadedModel:
     @property
     def window(self) -> int:
         """Longest sequence that the model can take, in tokens."""
-        return int(plain_model(self.model).config.max_position_embeddings)
+        return int(plain_model(self.model).config.get_text_config().max_position_embeddings)
 
 
 def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
@@ -163,7 +166,8 @@ def _load_weights(path: str, dtype: torch.dtype, device: torch.device, vocabular
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: a file is damaged ({error}); fetch the folder again") from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+        place = "" if _is_local(path) else "no such folder here, and as a hub id it "
+        raise ModelError(f"{path}: {place}cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def load_model(

@@ -14,11 +14,11 @@ from steersman.attributes import AttributeSchema
 from steersman.evaluation import conditioning, pictures, steerability
 from steersman.evaluation.statistics import Estimate
 from steersman.evaluation.steerability import Measured, Request, SteeringReport
-from steersman.pipelines.models import OpenModel, open_model
+from steersman.pipelines.opened import Opened, OpenedScorer, open_model
 from steersman.pipelines.stages import Stages, once
 from steersman.pipelines.steerlm_config import InferenceConfig, SteeringConfig
 from steersman.records import Conversation
-from steersman.seams import Sampling, Scorer
+from steersman.seams import Sampling
 from steersman.sources.prepare import Bar
 
 
@@ -37,7 +37,7 @@ class SteeringEvaluation:
     inference: InferenceConfig
     seed: int
     schema: AttributeSchema
-    open_scorer: Callable[[], Scorer]
+    open_scorer: Callable[[], OpenedScorer]
     measured_by: Mapping[str, str]
     bar: Bar
 
@@ -54,18 +54,21 @@ class SteeringEvaluation:
                 steerability.answer(
                     requests,
                     path,
-                    opened.engine,
+                    opened.model,
                     opened.template,
-                    opened.conditioned_on() if conditioned else None,
+                    opened.schema if conditioned else None,
                     sampling,
                     seed=self.seed,
                     guidance_scale=config.guidance if conditioned else 1.0,
                     progress=progress,
+                    forget=opened.forget,
                 )
 
         def measure(path: Path) -> None:
             with self.bar(f"measure {name}", total=len(requests), unit="answers") as progress:
-                steerability.measure(path.with_name("answers.jsonl"), path, self.open_scorer(), progress=progress)
+                judge = self.open_scorer()
+                answers = path.with_name("answers.jsonl")
+                steerability.measure(answers, path, judge.scorer, progress=progress, forget=judge.forget)
 
         def work(folder: Path) -> Mapping[str, Any]:
             once(folder / "answers.jsonl", generate)
@@ -97,7 +100,9 @@ class SteeringEvaluation:
             answers = conditioning.permute_labels(conversations, groups, self.seed)
             opened = self._open(model)
             with self.bar(name, total=len(answers), unit="answers") as progress:
-                conditioning.score(answers, path, opened.engine, opened.template, progress=progress)
+                conditioning.score(
+                    answers, path, opened.scorer, opened.template, progress=progress, forget=opened.forget
+                )
 
         def work(folder: Path) -> Mapping[str, Any]:
             losses = list(jsonl.read(once(folder / "losses.jsonl", score), conditioning.Loss))
@@ -107,5 +112,5 @@ class SteeringEvaluation:
         self.stages.run(name, work, config=settings, inputs={"model": model, "labelled": str(labelled)})
         return Estimate(**self.stages.manifests[name].metrics)
 
-    def _open(self, model: str) -> OpenModel:
-        return open_model(model, self.inference.precision, self.inference.max_batch)
+    def _open(self, model: str) -> Opened:
+        return open_model(model, precision=self.inference.precision, batch=self.inference.max_batch)

@@ -25,7 +25,7 @@ from steersman.evaluation.report import DataSet, StageTime, Steering, Target
 from steersman.evaluation.steerability import sweep_combinations, sweep_each
 from steersman.pipelines import steerlm_data
 from steersman.pipelines.jobs import DataConfig, TrainConfig, TrainFile, TrainSettings, run_training
-from steersman.pipelines.models import OpenModel, open_model, open_predictor
+from steersman.pipelines.opened import Opened, OpenedScorer, open_model, open_predictor
 from steersman.pipelines.predictor_folds import measure_folds, write_quality
 from steersman.pipelines.stages import Stages, once
 from steersman.pipelines.steering import SteeringEvaluation
@@ -35,9 +35,6 @@ from steersman.randomness import stream
 from steersman.records import Conversation
 from steersman.sandbox import world
 from steersman.sandbox.oracle import Oracle
-from steersman.scoring.attributes import AttributePredictor
-from steersman.scoring.derived import DerivedScorer
-from steersman.seams import Scorer
 from steersman.sources.prepare import Bar, no_bar
 from steersman.steerlm.annotate import annotate, turns_to_label
 from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap, read_contexts
@@ -214,19 +211,25 @@ class SteerLM:
         def work(folder: Path) -> Mapping[str, Any]:
             prompts = once(folder / "prompts.jsonl", lambda path: jsonl.write(path, self._sample_prompts(annotated)))
             model = self._open(conditioned)
-            scorer, fits = self._annotator(annotator, data)
+            judge = self._open_predictor(annotator, data)
+
+            def forget() -> None:
+                model.forget()
+                judge.forget()
+
             sampler = Sampler(
-                generator=model.engine,
+                generator=model.model,
                 template=model.template,
-                schema=model.conditioned_on(),
-                scorer=scorer,
+                schema=model.schema,
+                scorer=judge.scorer,
                 config=settings,
                 window=model.window,
-                fits=fits,
+                fits=judge.fits,
+                forget=forget,
             )
             identity = {"model": conditioned, "predictor": annotator}  # their contents are the stage's to watch
             output = folder / "kept.jsonl"
-            contexts = read_contexts(prompts, settings, model.template, model.conditioned_on()).distinct
+            contexts = read_contexts(prompts, settings, model.template, model.schema).distinct
             with self.display.bar("bootstrap", total=len(contexts) * step.samples, unit="answers") as progress:
                 found = bootstrap(prompts, output, sampler, identity=identity, overwrite=True, progress=progress)
             if not found.num_kept:
@@ -285,7 +288,7 @@ class SteerLM:
             inference=self.config.inference,
             seed=seed,
             schema=schema,
-            open_scorer=lambda: Oracle() if self.config.sandbox else self._annotator(measurer, data)[0],
+            open_scorer=lambda: OpenedScorer(Oracle()) if self.config.sandbox else self._open_predictor(measurer, data),
             measured_by={} if self.config.sandbox else {"measurer": measurer, "rules": str(data.summary_path)},
             bar=self.display.bar,
         )
@@ -382,29 +385,17 @@ class SteerLM:
     def _inference(self) -> dict[str, Any]:
         return {"inference": self.config.inference.model_dump(mode="json", exclude={"max_batch"})}
 
-    def _open(self, model: str) -> OpenModel:
-        return open_model(model, self.config.inference.precision, self.config.inference.max_batch)
+    def _open(self, model: str) -> Opened:
+        inference = self.config.inference
+        return open_model(model, precision=inference.precision, batch=inference.max_batch)
 
-    def _annotator(self, model: str, data: SteerData) -> tuple[Scorer, Callable[[Conversation], bool]]:
-        """A predictor that adds the derived attributes, and whether its window holds a conversation."""
-        predictor = self._open_predictor(model)
-        return DerivedScorer(predictor, data.summary), predictor.fits
-
-    def _open_predictor(self, model: str) -> AttributePredictor:
-        return open_predictor(model, self.config.inference.precision, self.config.inference.max_batch)
+    def _open_predictor(self, model: str, data: SteerData | None = None) -> OpenedScorer:
+        """A predictor; with derived attributes when the data is given, whose rules they follow."""
+        inference, derived = self.config.inference, data.folder / "labelled" if data else None
+        return open_predictor(model, derived=derived, precision=inference.precision, batch=inference.max_batch)
 
     def _label(self, source: Path, output: Path, model: str, data: SteerData | None = None) -> None:
-        """Annotate a file; with derived attributes when the data is given, whose rules they follow."""
-        predictor = self._open_predictor(model)
-        scorer = DerivedScorer(predictor, data.summary) if data else predictor
-        label(
-            source,
-            output,
-            scorer,
-            identity={"model": model, **self._inference},
-            fits=predictor.fits,
-            bar=self.display.bar,
-        )
+        label(source, output, self._open_predictor(model, data), self.display.bar)
 
     def _sample_prompts(self, annotated: Sequence[Path]) -> list[Conversation]:
         """The training conversations whose last answer is sampled anew, drawn from all files alike."""
@@ -414,19 +405,19 @@ class SteerLM:
         )
 
 
-def label(
-    source: Path,
-    output: Path,
-    scorer: Scorer,
-    *,
-    identity: Mapping[str, Any],
-    fits: Callable[[Conversation], bool],
-    bar: Bar,
-) -> None:
+def label(source: Path, output: Path, judge: OpenedScorer, bar: Bar) -> None:
     """Annotate a file of conversations under a bar that counts turns."""
     num_turns = sum(len(turns_to_label(c, "unmasked")) for c in jsonl.read(source, Conversation))
     with bar(f"label {source.stem}", total=num_turns, unit="turns") as progress:
-        annotate(source, output, scorer, identity=identity, fits=fits, progress=progress)
+        annotate(
+            source,
+            output,
+            judge.scorer,
+            identity=judge.identity,
+            fits=judge.fits,
+            forget=judge.forget,
+            progress=progress,
+        )
 
 
 def _loss_curve(run: Path) -> LossCurve:

@@ -1,11 +1,12 @@
-"""A model folder, or a running server and the folder of what it serves -> what a verb asks and how it is addressed."""
+"""A model folder, or a running server and the folder of what it serves -> a model at work, and how it is addressed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from steersman import jsonl
+from steersman.attributes import AttributeSchema
 from steersman.card import ModelCard
 from steersman.errors import ConfigError, ModelError
 from steersman.generation.remote import OpenAIClient, SteersmanClient, served_folder
@@ -25,6 +26,7 @@ class Opened:
     """A model that is ready.
 
     Attributes:
+        name: folder, hub id or address.
         model: completes prompts; scores continuations too unless it is behind PUT /generate.
         card: how it is addressed.
         template: of the card.
@@ -33,12 +35,20 @@ class Opened:
         forget: makes an embedded model drop what it keeps for reuse; servers mind their own.
     """
 
+    name: str
     model: Generator
     card: ModelCard
     template: Template
     window: Window | None
     identity: dict[str, Any]
     forget: Callable[[], None] = lambda: None
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """The attributes of its card; `ModelError` when it lists none."""
+        if self.card.attributes is None:
+            raise ModelError(f"{self.name}: its card lists no attributes")
+        return self.card.attributes
 
     @property
     def scorer(self) -> ContinuationScorer:
@@ -73,29 +83,31 @@ def open_model(
     card = load_card(model, tokenizer)
     encoder = Encoder(tokenizer, card.template)
     if url.rstrip("/").endswith("/generate"):
-        return Opened(SteersmanClient(url, **connection), card, encoder.template, None, {"served": model})
+        return Opened(url, SteersmanClient(url, **connection), card, encoder.template, None, {"served": model})
     client = OpenAIClient(url, encoder, **connection)
     window = Window(encoder, client.window) if client.window else None
-    return Opened(client, card, encoder.template, window, {"served": client.model})
+    return Opened(url, client, card, encoder.template, window, {"served": client.model})
 
 
 @dataclass(frozen=True)
-class OpenedPredictor:
-    """An attribute predictor that is ready.
+class OpenedScorer:
+    """A scorer that is ready.
 
     Attributes:
-        scorer: gives the card's attributes, and those derived from the text.
+        scorer: judges conversations.
         fits: whether its window holds a conversation and the label of its last turn.
         identity, forget: see `Opened`.
     """
 
     scorer: Scorer
-    fits: Callable[[Conversation], bool]
-    identity: dict[str, Any]
-    forget: Callable[[], None]
+    fits: Callable[[Conversation], bool] = lambda conversation: True
+    identity: dict[str, Any] = field(default_factory=dict)
+    forget: Callable[[], None] = lambda: None
 
 
-def open_predictor(model: str | None, url: str | None, derived: str | None, **options: Any) -> OpenedPredictor:
+def open_predictor(
+    model: str | None, url: str | None = None, derived: str | Path | None = None, **options: Any
+) -> OpenedScorer:
     """Open an attribute predictor; `options` are those of `open_model`.
 
     Args:
@@ -107,13 +119,11 @@ def open_predictor(model: str | None, url: str | None, derived: str | None, **op
     """
     summary = DataSummary.load(derived) if derived else None
     opened = open_model(model, url, **options)
-    if opened.card.attributes is None:
-        raise ModelError(f"{model or url}: its card lists no attributes, so there is none to predict")
-    predictor = AttributePredictor(opened.scorer, opened.template, opened.card.attributes, opened.window)
+    predictor = AttributePredictor(opened.scorer, opened.template, opened.schema, opened.window)
     if summary is None:
-        return OpenedPredictor(predictor, predictor.fits, opened.identity, opened.forget)
+        return OpenedScorer(predictor, predictor.fits, opened.identity, opened.forget)
     identity = {**opened.identity, "derived": summary.thresholds}
-    return OpenedPredictor(DerivedScorer(predictor, summary), predictor.fits, identity, opened.forget)
+    return OpenedScorer(DerivedScorer(predictor, summary), predictor.fits, identity, opened.forget)
 
 
 def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], batch: int) -> Opened:
@@ -126,4 +136,4 @@ def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], b
         "precision": str(loaded.model.dtype),
     }
     window = Window(loaded.encoder, loaded.window)
-    return Opened(engine, loaded.card, loaded.encoder.template, window, identity, engine.forget)
+    return Opened(model, engine, loaded.card, loaded.encoder.template, window, identity, engine.forget)
