@@ -4,7 +4,8 @@ In: a `SandboxConfig`. Out: streams of `Conversation`, each record a function of
 
 - `base_mixture`: type null, for pretraining: answers of random attributes, misdeeds (mostly obeyed: the base model is
   helpful only), and the formats of critique, revision and comparison that Constitutional AI uses.
-- `labelled`: questions, answers and their labels, by rule; one in five has a second question.
+- `labelled`: questions, answers and their labels, by rule; one in five has a second question. Every answer is about the
+  animal that was asked about, so here an answer's facts alone tell its quality; the oracle compares with the question.
 - `questions` and `world.combinations("held_out")`: wordings and attribute combinations that no training data holds.
 """
 
