@@ -85,11 +85,14 @@ class ScoreRequest:
         continuation: text that is scored, tokenised together with the prompt.
         alternatives: strings that could stand in the place of a span of the continuation: (start, end) character span
             of `continuation` -> candidate strings (the one in place among them).
+        compare_only: all that is wanted is how the candidates of each span compare. `Scored.logprobs` may then be empty
+            and the numbers of a span be off by a common constant, which spares a local model most of its head.
     """
 
     prompt: Prompt
     continuation: str
     alternatives: Mapping[tuple[int, int], Sequence[str]] = field(default_factory=dict)
+    compare_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +101,9 @@ class Scored:
 
     Attributes:
         token_ids: the continuation's tokens.
-        logprobs: natural log-probability of each, given everything before it.
+        logprobs: natural log-probability of each, given everything before it; may be empty under `compare_only`.
         alternatives: for each requested span, the log-probability of each candidate given everything before the span
-            (not normalised over the candidates).
+            (not normalised over the candidates); see `ScoreRequest.compare_only`.
     """
 
     token_ids: list[int]

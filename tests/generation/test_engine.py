@@ -391,6 +391,25 @@ def test_alternatives_of_one_token_are_read_off_one_position(load: Load):
         assert scored.alternatives[start, end] == pytest.approx(expected, abs=1e-4)
 
 
+def test_comparing_candidates_gives_the_same_differences(load: Load):
+    prompt, label = Prompt(text="<extra_id_1>Assistant\nParis.\n<extra_id_2>"), "quality:4,toxicity:0\n"
+    digits = [str(value) for value in range(5)]
+    whole = ScoreRequest(prompt=prompt, continuation=label, alternatives={(8, 9): digits, (19, 20): digits})
+    engine = Engine(load())
+    exact, compared = engine.score([whole])[0], engine.score([replace(whole, compare_only=True)])[0]
+    assert compared.logprobs == []
+    for span, logprobs in exact.alternatives.items():
+        offset = compared.alternatives[span][0] - logprobs[0]
+        assert compared.alternatives[span] == pytest.approx([logprob + offset for logprob in logprobs], abs=1e-4)
+
+
+def test_comparing_candidates_of_several_tokens_normalises_each(load: Load):
+    asked = ScoreRequest(prompt=Prompt(text="The moon"), continuation=" is 9", alternatives={(4, 5): ["9", "a lake"]})
+    engine = Engine(load())
+    exact, compared = engine.score([asked])[0], engine.score([replace(asked, compare_only=True)])[0]
+    assert compared.alternatives[4, 5] == pytest.approx(exact.alternatives[4, 5], abs=1e-4)
+
+
 def test_alternatives_of_several_tokens_sum_their_own(load: Load):
     loaded = load()
     prompt, text = "The moon", " is 9, the sea"

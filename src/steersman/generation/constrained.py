@@ -64,6 +64,7 @@ class _Verification:
             alternatives={
                 span: [str(value) for value in self._schema[name].values] for name, span in self._spans().items()
             },
+            compare_only=True,
         )
 
     def take(self, scored: Scored) -> None:

@@ -41,11 +41,13 @@ class TokenisedContinuation:
         ids: prompt and continuation.
         first: index of the continuation's first token.
         alternatives: span of the continuation -> its candidates.
+        compare_only: only the logits of candidates, all of one token, are asked for.
     """
 
     ids: list[int]
     first: int
     alternatives: dict[Span, Alternatives]
+    compare_only: bool = False
 
 
 def _one_begins_another(rows: Sequence[list[int]]) -> bool:
@@ -92,7 +94,8 @@ class ContinuationTokeniser:
         starts = [first, *(found.start for found in alternatives.values())]
         if whole.ids and min(starts) == 0:
             raise DataError("nothing comes before the continuation, so it has no probability: give a prompt")
-        return TokenisedContinuation(whole.ids, first, alternatives)
+        single = all(len(tokens) == 1 for found in alternatives.values() for tokens in found.token_ids)
+        return TokenisedContinuation(whole.ids, first, alternatives, request.compare_only and single)
 
     def _cut(self, text: str, literal: tuple[Span, ...], whole: Encoded, before: int) -> tuple[int, int]:
         """Token index and character, as late as possible, from which the text may be tokenised alone."""

@@ -323,6 +323,8 @@ class Engine:
 
     def _measure(self, hidden_TH: Tensor, asked: Sequence[tuple[TokenSequence, int, int]]) -> None:
         """Log-probs of the targets: `asked` names sequences, positions in them and indices into the row."""
+        self._compare(hidden_TH, [place for place in asked if place[0].compare_only])
+        asked = [place for place in asked if not place[0].compare_only]
         at_once = max(1, LOGITS_AT_ONCE // head_weight(self._model).shape[0])
         for first in range(0, len(asked), at_once):
             part = asked[first : first + at_once]
@@ -335,11 +337,27 @@ class Engine:
                 sequence, position, _ = part[r]
                 sequence.logprobs[position, token] = logprob
 
+    def _compare(self, hidden_TH: Tensor, asked: Sequence[tuple[TokenSequence, int, int]]) -> None:
+        """Logits of the targets alone, where candidates are compared: a few rows of the head."""
+        wanted = [
+            (sequence, at, index, token) for sequence, at, index in asked for token in sorted(sequence.targets[at])
+        ]
+        if not wanted:
+            return
+        hidden_MH = hidden_TH[[index for _, _, index, _ in wanted]].float()
+        weight_MH = head_weight(self._model)[[token for _, _, _, token in wanted]].float()
+        logit_M = self._capped((hidden_MH * weight_MH).sum(-1))
+        check_finite(logit_M)
+        for (sequence, position, _, token), logit in zip(wanted, logit_M.tolist(), strict=True):
+            sequence.logprobs[position, token] = logit
+
     def _logits(self, hidden_RH: Tensor) -> Tensor:
         """Logits f32[R, V]."""
-        logits_RV = (hidden_RH @ head_weight(self._model).T).float()
+        return self._capped((hidden_RH @ head_weight(self._model).T).float())
+
+    def _capped(self, logits: Tensor) -> Tensor:
         softcap = logit_softcap(self._model)
-        return logits_RV if softcap is None else torch.tanh(logits_RV / softcap) * softcap
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def _draw(self) -> Iterator[Event]:
         """The next token of every generation that is ready for one."""

@@ -36,7 +36,8 @@ class TokenSequence:
     Attributes:
         ids: the tokens; what is drawn is appended.
         targets: position -> tokens whose log-probability right after it is asked for.
-        logprobs: (position, token) -> that log-probability.
+        compare_only: their logits will do.
+        logprobs: (position, token) -> that log-probability, or logit.
         slot: None before it starts and after it ends.
         num_cached: leading tokens that were not computed again.
         hidden_H: hidden state at the last token computed.
@@ -44,6 +45,7 @@ class TokenSequence:
 
     ids: list[int]
     targets: Targets = field(default_factory=dict)
+    compare_only: bool = False
     logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
     slot: Slot | None = None
     num_cached: int = 0
@@ -124,7 +126,8 @@ class Scoring:
     def __init__(self, handle: int, request: TokenisedContinuation) -> None:
         self.handle, self.request = handle, request
         self._carriers: dict[tuple[Span, int], TokenSequence] = {}
-        ids, runs = request.ids, [(request.first, request.ids[request.first :])]
+        ids = request.ids
+        runs: list[tuple[int, Sequence[int]]] = [] if request.compare_only else [(request.first, ids[request.first :])]
         for span, alternatives in request.alternatives.items():
             start = alternatives.start
             for index, candidate in enumerate(alternatives.token_ids):
@@ -134,7 +137,7 @@ class Scoring:
                     own = TokenSequence([*ids[:start], *candidate[:-1]], targets_of((start + 1, candidate[1:])))
                     self._carriers[span, index] = own
         targets = targets_of(*runs)
-        self._main = TokenSequence(ids[: max(targets, default=-1) + 1], targets)
+        self._main = TokenSequence(ids[: max(targets, default=-1) + 1], targets, request.compare_only)
         self.sequences = [self._main, *self._carriers.values()] if targets else []
         self.num_open = len(self.sequences)
 
@@ -142,7 +145,10 @@ class Scoring:
         ids, first = self.request.ids, self.request.first
         return Scored(
             token_ids=ids[first:],
-            logprobs=[self._main.logprobs[position - 1, ids[position]] for position in range(first, len(ids))],
+            logprobs=[
+                self._main.logprobs[position - 1, ids[position]]
+                for position in range(first, first if self.request.compare_only else len(ids))
+            ],
             alternatives={
                 span: [
                     self._logprob(alternatives.start, candidate, self._carriers.get((span, index), self._main))
