@@ -139,3 +139,10 @@ def test_language_of_a_label() -> None:
     assert with_language.language_of("lang:en") == "en"
     assert with_language.language_of("quality:4") is None
     assert OASST.language_of("quality:4,lang:en") is None
+
+
+def test_with_defaults_replaces_all_of_them():
+    schema = AttributeSchema(attributes=(Attribute(name="quality", default=1), Attribute(name="humor", default=2)))
+    assert schema.with_defaults({"humor": 0}).defaults() == {"humor": 0}
+    with pytest.raises(LabelError, match="did you mean 'humor'"):
+        schema.with_defaults({"humour": 0})

@@ -152,6 +152,16 @@ class AttributeSchema(BaseModel):
         """The attributes that have a default, with it."""
         return {a.name: a.default for a in self.attributes if a.default is not None}
 
+    def with_defaults(self, values: Mapping[str, int]) -> "AttributeSchema":
+        """This schema with these defaults, and none for the attributes that are not named.
+
+        Raises:
+            LabelError: an unknown name, or a value off its scale.
+        """
+        self.check(values)
+        attributes = tuple(a.model_copy(update={"default": values.get(a.name)}) for a in self.attributes)
+        return AttributeSchema(attributes=attributes, language=self.language)
+
     def opposite(self, values: Mapping[str, int]) -> dict[str, int]:
         """The mirror image of `values` on each scale (4 -> 0, 1 -> 3): what attribute guidance contrasts with."""
         self.check(values)

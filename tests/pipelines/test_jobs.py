@@ -99,6 +99,7 @@ def test_a_run_writes_what_it_says(recipe, tmp_path):
     card = ModelCard.load(result.last)
     assert card.role == "sft"
     assert card.attributes.names == ("quality", "humor")  # of oasst's twelve, those that the data has
+    assert card.attributes.defaults() == {}
     assert (card.system, card.seq_len, card.template.control) == ("Answer.\n", 128, "special")
     assert [parent.kind for parent in card.parents] == ["model", "data", "data"]
     loaded = load_model(result.last, precision="float32")
@@ -231,6 +232,8 @@ def test_an_attribute_predictor(recipe, tmp_path):
     card = ModelCard.load(result.last)
     assert card.role == "attributes"
     assert [attribute.derived for attribute in card.attributes.attributes] == [False, True]
+    # Labels 0-3 of quality come five times each and 4 four times, labels 0-2 of humor eight times: the lowest of equals.
+    assert card.attributes.defaults() == {"quality": 0, "humor": 0}
 
 
 def test_files_are_mixed_by_weight(recipe, tmp_path):

@@ -274,9 +274,9 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
 
 @dataclass
 class Survey:
-    """What the training data was seen to hold: attributes with labels, and system prompts."""
+    """What the training data was seen to hold: attributes with how often each value is a label, and system prompts."""
 
-    attributes: set[str] = field(default_factory=set)
+    labels: dict[str, Counter[int]] = field(default_factory=dict)
     systems: Counter[str] = field(default_factory=Counter)
 
 
@@ -300,19 +300,26 @@ def _read(path: str, schema: AttributeSchema | None, template: Template, survey:
             if message.label and schema is None:
                 raise DataError(f"there are labels ({message.label}), but the recipe names no attributes", path)
             if message.label and schema is not None:
-                survey.attributes.update(schema.parse(message.label))
+                for name, value in schema.parse(message.label).items():
+                    survey.labels.setdefault(name, Counter())[value] += 1
         yield rendered
 
 
 def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tuple[Parent, ...]) -> ModelCard:
-    """The card of the trained model: only attributes with training labels, the data's most common system prompt."""
-    if config.attributes is not None and not survey.attributes:
+    """The card of the trained model: only attributes with training labels, the data's most common system prompt.
+
+    A predictor's attributes default to their most common label, which is what its labels are drafted from.
+    """
+    if config.attributes is not None and not survey.labels:
         files = ", ".join(file.path for file in config.data.train)
         raise DataError("the recipe names attributes, but no TEXT_TO_VALUE or VALUE_TO_TEXT record has a label", files)
+    attributes = config.attributes and config.attributes.restrict(set(survey.labels))
+    if attributes and config.role == "attributes":
+        attributes = attributes.with_defaults({n: max(c, key=lambda v: (c[v], -v)) for n, c in survey.labels.items()})
     return ModelCard(
         role=config.role,
         template=loaded.encoder.spec,
-        attributes=config.attributes.restrict(survey.attributes) if config.attributes else None,
+        attributes=attributes,
         system=survey.systems.most_common(1)[0][0],
         seq_len=config.seq_len,
         parents=parents,

@@ -85,10 +85,7 @@ class SteerData:
         Raises:
             LabelError: a default of an attribute that there is not, or off its scale.
         """
-        schema = self.judged.extend(*map(derived_attribute, self.summary.thresholds))
-        schema.check(defaults)
-        with_defaults = (a.model_copy(update={"default": defaults.get(a.name)}) for a in schema.attributes)
-        return schema.model_copy(update={"attributes": tuple(with_defaults)})
+        return self.judged.extend(*map(derived_attribute, self.summary.thresholds)).with_defaults(defaults)
 
     def read_questions(self, num: int) -> dict[str, Conversation]:
         """The first so many questions, by name."""
