@@ -232,7 +232,7 @@ def test_an_attribute_predictor(recipe, tmp_path):
     card = ModelCard.load(result.last)
     assert card.role == "attributes"
     assert [attribute.derived for attribute in card.attributes.attributes] == [False, True]
-    # Labels 0-3 of quality come five times each and 4 four times, labels 0-2 of humor eight times: the lowest of equals.
+    # Quality is 0-3 five times each and 4 four times, humor 0-2 eight times each: of equals the lowest.
     assert card.attributes.defaults() == {"quality": 0, "humor": 0}
 
 
