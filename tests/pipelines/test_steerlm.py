@@ -141,6 +141,15 @@ def test_from_trees_to_report(recipe: dict[str, Any], tmp_path: Path) -> None:
     assert "steering-before: done and unchanged, skipped" in changed
 
 
+def test_a_bootstrap_that_keeps_nothing_leaves_the_model_as_it_is(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["bootstrap"]["max_tokens"] = 1  # no answer ends
+    result, said = run(recipe)
+    assert any("none of" in line and "did not end" in line for line in said)
+    assert not (tmp_path / "run" / "retrain").exists()
+    assert result.figures["steerlm.bootstrap.spearman_change"] == 0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def check_data(folder: Path) -> None:
     """Human labels stay, others are predicted; verbosity is by rule in both."""
     annotated = list(jsonl.read(folder / "annotate" / "unlabelled_train.jsonl", Conversation))

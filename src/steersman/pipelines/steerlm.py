@@ -17,7 +17,7 @@ from typing import Any, Literal
 from steersman import config as configs
 from steersman import jsonl
 from steersman.attributes import OASST, AttributeSchema
-from steersman.errors import ConfigError, DataError
+from steersman.errors import ConfigError
 from steersman.evaluation import report
 from steersman.evaluation.pictures import LossCurve
 from steersman.evaluation.predictor import PredictorReport
@@ -234,7 +234,7 @@ class SteerLM:
                 found = bootstrap(prompts, output, sampler, identity=identity, overwrite=True, progress=progress)
             if not found.num_kept:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
-                raise DataError(f"none of {found.num_sampled} answers is kept ({reasons}); train longer first", output)
+                self.display.say(f"bootstrap: none of {found.num_sampled} answers is kept ({reasons})")
             return {**found.to_json(), "data": [survey("bootstrapped", output, data.schema({}))]}
 
         inputs = {"model": conditioned, "predictor": annotator, **{path.name: str(path) for path in annotated}}
@@ -242,7 +242,13 @@ class SteerLM:
         return self.stages.run("bootstrap", work, config=config, inputs=inputs) / "kept.jsonl"
 
     def retrain(self, conditioned: str, best: Path, annotated: Sequence[Path], data: SteerData) -> str:
-        """Step 4b: fine-tune further on the kept answers, mixed with the data of before."""
+        """Step 4b: fine-tune further on the kept answers, mixed with the data of before.
+
+        When none was kept the conditioned model stands as it is, and the run goes on to measure it.
+        """
+        if not any(jsonl.read_lines(best)):
+            self.display.say("retrain: there is nothing new to learn from, so the model stays as it is")
+            return conditioned
         weight = self.config.bootstrap.weight
         sizes = [sum(1 for _ in jsonl.read_lines(path)) for path in annotated]
         files = [
