@@ -64,8 +64,8 @@ def command(
     from steersman.cli.output import print_table, wrote
     from steersman.cli.progress import progress_bar
     from steersman.config import validate
-    from steersman.pipelines.opened import open_model, open_predictor
-    from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap, read_contexts
+    from steersman.pipelines.opened import open_model, open_predictor, open_sampler
+    from steersman.steerlm.bootstrap import BootstrapConfig, bootstrap, read_contexts
 
     jsonl.check_absent(output, overwrite)
     config = validate(
@@ -89,21 +89,7 @@ def command(
     options: dict[str, Any] = {"precision": precision, "batch": batch, "api_key": api_key, "concurrency": concurrency}
     opened = open_model(model, url, **options)
     judge = open_predictor(predictor, predictor_url, derived, **options)
-
-    def forget() -> None:
-        opened.forget()
-        judge.forget()
-
-    sampler = Sampler(
-        generator=opened.model,
-        template=opened.template,
-        schema=opened.schema,
-        scorer=judge.scorer,
-        config=config,
-        window=opened.window,
-        fits=judge.fits,
-        forget=forget,
-    )
+    sampler = open_sampler(opened, judge, config)
     found = read_contexts(input, config, sampler.template, sampler.schema, on_error=on_error, limit=limit)
     with progress_bar("bootstrap", total=samples * len(found.distinct), unit="answers") as advance:
         report = bootstrap(

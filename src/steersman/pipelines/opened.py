@@ -17,6 +17,7 @@ from steersman.scoring.attributes import AttributePredictor
 from steersman.scoring.derived import DerivedScorer
 from steersman.seams import ContinuationScorer, Generator, Scorer
 from steersman.sources.summary import DataSummary
+from steersman.steerlm.bootstrap import BootstrapConfig, Sampler
 from steersman.text.template import Template
 from steersman.text.tokenize import Encoder, load_tokenizer
 
@@ -124,6 +125,25 @@ def open_predictor(
         return OpenedScorer(predictor, predictor.fits, opened.identity, opened.forget)
     identity = {**opened.identity, "derived": summary.thresholds}
     return OpenedScorer(DerivedScorer(predictor, summary), predictor.fits, identity, opened.forget)
+
+
+def open_sampler(opened: Opened, judge: OpenedScorer, config: BootstrapConfig) -> Sampler:
+    """The two models of bootstrapping: one answers, the other judges."""
+
+    def forget() -> None:
+        opened.forget()
+        judge.forget()
+
+    return Sampler(
+        generator=opened.model,
+        template=opened.template,
+        schema=opened.schema,
+        scorer=judge.scorer,
+        config=config,
+        window=opened.window,
+        fits=judge.fits,
+        forget=forget,
+    )
 
 
 def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], batch: int) -> Opened:

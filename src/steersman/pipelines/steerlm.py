@@ -25,7 +25,7 @@ from steersman.evaluation.report import DataSet, StageTime, Steering, Target
 from steersman.evaluation.steerability import sweep_combinations, sweep_each
 from steersman.pipelines import steerlm_data
 from steersman.pipelines.jobs import DataConfig, TrainConfig, TrainFile, TrainSettings, run_training
-from steersman.pipelines.opened import Opened, OpenedScorer, open_model, open_predictor
+from steersman.pipelines.opened import Opened, OpenedScorer, open_model, open_predictor, open_sampler
 from steersman.pipelines.predictor_folds import measure_folds, write_quality
 from steersman.pipelines.stages import Stages, once
 from steersman.pipelines.steering import SteeringEvaluation
@@ -37,7 +37,7 @@ from steersman.sandbox import world
 from steersman.sandbox.oracle import Oracle
 from steersman.sources.prepare import Bar, no_bar
 from steersman.steerlm.annotate import annotate, turns_to_label
-from steersman.steerlm.bootstrap import BootstrapConfig, Sampler, bootstrap, read_contexts
+from steersman.steerlm.bootstrap import BootstrapConfig, bootstrap, read_contexts
 from steersman.training import metrics
 from steersman.training.loop import Report as StepReport
 
@@ -212,21 +212,7 @@ class SteerLM:
             prompts = once(folder / "prompts.jsonl", lambda path: jsonl.write(path, self._sample_prompts(annotated)))
             model = self._open(conditioned)
             judge = self._open_predictor(annotator, data)
-
-            def forget() -> None:
-                model.forget()
-                judge.forget()
-
-            sampler = Sampler(
-                generator=model.model,
-                template=model.template,
-                schema=model.schema,
-                scorer=judge.scorer,
-                config=settings,
-                window=model.window,
-                fits=judge.fits,
-                forget=forget,
-            )
+            sampler = open_sampler(model, judge, settings)
             identity = {"model": conditioned, "predictor": annotator}  # their contents are the stage's to watch
             output = folder / "kept.jsonl"
             contexts = read_contexts(prompts, settings, model.template, model.schema).distinct
