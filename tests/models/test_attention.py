@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from steersman.models.attention import IMPLEMENTATION, Segments, attention, causal_mask
+from steersman.models.attention import IMPLEMENTATION, Segments, attention
+from steersman.models.masks import causal_mask
 from steersman.models.load import backbone
 
 

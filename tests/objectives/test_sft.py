@@ -46,7 +46,9 @@ def test_accuracy_counts_right_predictions():
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_equals_plain_cross_entropy_whatever_the_chunk(chunk, softcap):
+@pytest.mark.parametrize("block", [1, 4, 1000])
+def test_equals_plain_cross_entropy_whatever_the_chunk_and_block(chunk, softcap, block, monkeypatch):
+    monkeypatch.setattr("steersman.objectives.sft.CPU_BLOCK", block * chunk)
     hidden, weight, targets = example()
     expected = plain(hidden, weight, targets, softcap)
     expected_grads = torch.autograd.grad(expected, (hidden, weight))
@@ -73,6 +75,26 @@ def test_frozen_weight_gets_no_gradient_and_costs_none():
     fused_linear_cross_entropy(hidden, frozen, targets, chunk=3).sum.backward()
     assert frozen.grad is None
     torch.testing.assert_close(hidden.grad, expected)
+
+
+@pytest.mark.parametrize(("rows", "block"), [(3, 4), (2, 100)])
+def test_the_weights_gradient_is_added_to_what_is_there(rows, block, monkeypatch):
+    monkeypatch.setattr("steersman.objectives.sft.CPU_BLOCK", block * rows)
+    hidden, weight, targets = example()
+    expected = torch.autograd.grad(plain(hidden, weight, targets, None), (hidden, weight))
+    sums = torch.ones_like(weight)
+    loss = fused_linear_cross_entropy(hidden, weight, targets, chunk=rows, weight_grad_VH=sums)
+    loss.sum.backward()
+    assert weight.grad is None
+    torch.testing.assert_close(sums, 1 + expected[1])
+    torch.testing.assert_close(hidden.grad, expected[0])
+
+
+def test_an_added_gradient_cannot_be_scaled_afterwards():
+    hidden, weight, targets = example()
+    loss = fused_linear_cross_entropy(hidden, weight, targets, chunk=3, weight_grad_VH=torch.zeros_like(weight))
+    with pytest.raises(AssertionError, match="plain sum"):
+        (2 * loss.sum).backward()
 
 
 def test_without_gradients_only_the_loss_is_computed():

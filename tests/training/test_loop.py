@@ -67,7 +67,7 @@ def test_packing_and_split_change_neither_loss_nor_gradients(request, family, mi
     loss, gradients = sum_gradients(model, [*batches, idle()])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6 * expected[name].abs().max().item())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=5e-6 * expected[name].abs().max().item())
 
 
 def test_activation_checkpointing_changes_nothing(tiny_gemma3):

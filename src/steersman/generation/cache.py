@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steersman.models.attention import attention, causal_mask
+from steersman.models.attention import attention
+from steersman.models.masks import causal_mask
 
 MIN_CAPACITY = 128
 QUERY_BLOCK = 256

@@ -12,13 +12,15 @@ Shapes: H query heads, K key/value heads, T tokens in the row, D head size.
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
+from steersman.models.block_attention import LONGEST, block_attention
+from steersman.models.masks import cached_causal_mask, causal_mask
 
 IMPLEMENTATION = "steersman"
 
@@ -39,19 +41,6 @@ class AttentionContext(Protocol):
     ) -> Tensor:
         """The attention output, 1 x T x H x D. Keys and queries are already rotated."""
         ...
-
-
-def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
-    """bool[Q, S], True = attended: the queries are the last Q of S positions, each sees itself and the past, and no
-    further back than `window` positions, itself included."""
-    offset = num_keys - num_queries
-    ages_QS = (torch.arange(num_queries, device=device)[:, None] + offset) - torch.arange(num_keys, device=device)
-    return (ages_QS >= 0) if window is None else (ages_QS >= 0) & (ages_QS < window)
-
-
-@lru_cache(maxsize=64)
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    return causal_mask(length, length, window, device)
 
 
 def attention(
@@ -106,9 +95,12 @@ class Segments:
         rows = zip(*(torch.split(x, self.lengths, dim=2) for x in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
         outputs = []
         for (query, key, value), length in zip(rows, self.lengths, strict=True):
+            if query.device.type == "cpu" and softcap is None and length <= LONGEST:
+                outputs.append(block_attention(query, key, value, scaling=scaling, window=sliding_window))
+                continue
             mask = None
             if sliding_window is not None and length > sliding_window:
-                mask = _window_mask(length, sliding_window, query.device)
+                mask = cached_causal_mask(length, length, sliding_window, query.device)
             outputs.append(
                 attention(query, key, value, scaling=scaling, mask=mask, is_causal=mask is None, softcap=softcap)
             )

@@ -244,6 +244,9 @@ def prepare_for_training(loaded: LoadedModel, spec: TemplateSpec, lora: LoraConf
             parameter.requires_grad_("lora_" in name or "trainable_tokens_delta" in name)
     elif lora is not None:
         model = add_lora(model, lora, new_ids)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            module.sparse = True  # its gradient has a row for each token of the batch, not for the whole vocabulary
     card = loaded.card.model_copy(update={"template": spec})
     return replace(loaded, model=model, encoder=Encoder(tokenizer, spec), card=card)
 

@@ -24,17 +24,9 @@ def from_first(number: float, mesh: Mesh) -> float:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], mesh: Mesh) -> None:
-    """Replace each gradient by its sum over all processes; one that no process has stays None."""
+    """Replace each parameter's gradient by its sum over all processes."""
     if mesh.size == 1:
         return
-    parameters = list(parameters)
-    num_present = sum_numbers([float(parameter.grad is not None) for parameter in parameters], mesh)
-    handles = []
-    for parameter, present in zip(parameters, num_present, strict=True):
-        if not present:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-        handles.append(dist.all_reduce(parameter.grad, async_op=True))
+    handles = [dist.all_reduce(parameter.grad, async_op=True) for parameter in parameters]
     for handle in handles:
         handle.wait()

@@ -108,7 +108,8 @@ class AdamW:
     """The optimiser of the trainable parameters of a model.
 
     Args:
-        parameters: by name, fp32 or bf16; gradients of bf16 ones are kept in fp32 under "master".
+        parameters: by name, fp32 or bf16. Each is given a gradient of zeros, which stays its gradient from step to step,
+            in fp32 for bf16 parameters under "master".
         config: hyper-parameters.
         rounding: what happens to bf16 parameters.
         seed: of the stochastic rounding.
@@ -124,6 +125,7 @@ class AdamW:
             if rounding == "master" and weight.dtype != torch.float32:
                 weight = weight.float()
                 parameter.grad_dtype = torch.float32
+            parameter.grad = torch.zeros_like(weight)
             self._slots[name] = _Slot(parameter, weight, torch.zeros_like(weight), torch.zeros_like(weight))
 
     @property
@@ -142,15 +144,14 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, lr: float, scale: float) -> None:
-        """One update along `scale` times the gradients, which are then dropped. Parameters without one stay."""
+        """One update along `scale` times the gradients, which are then set to zero."""
         self.num_steps += 1
         generators = {p.device: torch.Generator(p.device) for p in self.parameters}
         for generator in generators.values():
             generator.manual_seed(derive_seed(self.seed, "rounding", self.num_steps))
         for slot in self._slots.values():
-            if slot.parameter.grad is not None:
-                self._update(slot, slot.parameter.grad, lr, scale, generators[slot.parameter.device])
-                slot.parameter.grad = None
+            assert slot.parameter.grad is not None
+            self._update(slot, slot.parameter.grad, lr, scale, generators[slot.parameter.device])
 
     def _update(self, slot: _Slot, gradient: Tensor, lr: float, scale: float, generator: torch.Generator) -> None:
         size = CPU_BLOCK if gradient.device.type == "cpu" else GPU_BLOCK
@@ -173,6 +174,7 @@ class AdamW:
                 eps=self.config.eps,
                 maximize=False,
             )
+            grad.zero_()
             if stored[0].dtype == torch.bfloat16:
                 noise = _noise(len(weight), generator)
                 for tensor, wide in zip(stored, (weight, exp_avg, exp_avg_sq), strict=True):

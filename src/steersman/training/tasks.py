@@ -18,7 +18,7 @@ from steersman.models.load import backbone, head_weight, logit_softcap
 from steersman.objectives import Loss
 from steersman.objectives.sft import fused_linear_cross_entropy
 
-LOGITS_AT_ONCE = 2**26  # 256 MB in fp32: 256 rows of a vocabulary of 262,144
+LOGITS_AT_ONCE = 2**27  # 256 MB in bf16: 512 rows of a vocabulary of 262,144
 
 
 class Task(Protocol):
@@ -46,7 +46,12 @@ def sft(model: PreTrainedModel | PeftModel) -> Task:
         hidden_MH, weight_VH = hidden_states(model, batch), head_weight(model)
         chunk = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
         return fused_linear_cross_entropy(
-            hidden_MH, weight_VH, batch.targets_M, chunk=chunk, softcap=logit_softcap(model)
+            hidden_MH,
+            weight_VH,
+            batch.targets_M,
+            chunk=chunk,
+            softcap=logit_softcap(model),
+            weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
         )
 
     return task
