@@ -291,7 +291,7 @@ class SteerLM:
         return Steering(
             final=report,
             answers=answers,
-            before=evaluation.steer("steering-before", before, swept)[0],
+            before=report if before == final else evaluation.steer("steering-before", before, swept)[0],
             unseen=evaluation.steer("steering-unseen", final, combined)[0] if combined else None,
             unconditioned=by_nothing[0] if by_nothing else None,
             gain=evaluation.conditioning_gain("conditioning", final, data.validation),

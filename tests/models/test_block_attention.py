@@ -1,0 +1,52 @@
+"""Attention over blocks of queries against plain attention with a mask, forward and backward."""
+
+import math
+
+import pytest
+import torch
+
+from steersman.models.attention import attention
+from steersman.models.block_attention import ROWS, block_attention
+from steersman.models.masks import causal_mask
+
+
+def example(num_tokens, num_heads=4, num_keys=2, size=8, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(num_tokens)
+    shapes = [(1, num_tokens, heads, size) for heads in (num_heads, num_keys, num_keys, num_heads)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [tensor.transpose(1, 2).requires_grad_() for tensor in tensors]  # as models make them: heads inside tokens
+
+
+def test_two_tokens_by_hand():
+    query = torch.tensor([[[[0.0], [2.0]]]])
+    key = torch.tensor([[[[0.0], [math.log(3)]]]])
+    value = torch.tensor([[[[1.0], [5.0]]]])
+    # The first sees itself alone; the second's scores are 0 and (1/2) * 2 * ln 3, so its weights are 1/4 and 3/4.
+    output = block_attention(query, key, value, scaling=0.5, window=None)
+    torch.testing.assert_close(output, torch.tensor([[[[1.0], [4.0]]]]))
+
+
+@pytest.mark.parametrize("num_tokens", [1, ROWS - 1, ROWS, 2 * ROWS + 37])
+@pytest.mark.parametrize("window", [None, 1, 50, ROWS, ROWS + 70, 2 * ROWS + 36])
+def test_equals_masked_attention_forward_and_backward(num_tokens, window):
+    query, key, value, grad = example(num_tokens)
+    ours = block_attention(query, key, value, scaling=0.3, window=window)
+    plain = attention(query, key, value, scaling=0.3, mask=causal_mask(num_tokens, num_tokens, window))
+    torch.testing.assert_close(ours, plain)
+    for found, wanted in zip(
+        torch.autograd.grad(ours, (query, key, value), grad),
+        torch.autograd.grad(plain, (query, key, value), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_bfloat16_stays_near_the_exact_gradients():
+    query, key, value, grad = example(300, size=64, dtype=torch.bfloat16)
+    ours = block_attention(query, key, value, scaling=0.125, window=None)
+    exact = block_attention(query.double(), key.double(), value.double(), scaling=0.125, window=None)
+    pairs = [(ours, exact)]
+    found = torch.autograd.grad(ours, (query, key, value), grad)
+    pairs += zip(found, torch.autograd.grad(exact, (query, key, value), grad.double()), strict=True)
+    for found, wanted in pairs:
+        assert (found - wanted).norm() < 0.01 * wanted.norm()
