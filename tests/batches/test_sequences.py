@@ -1,8 +1,10 @@
 """The next-token shift and the flat store."""
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from steersman.batches.sequences import shift, tokenise
+from steersman.batches.sequences import shift, shift_family, tokenise
 from steersman.text.template import Rendered
 from steersman.text.tokenize import Tokenized
 
@@ -15,21 +17,71 @@ class FakeEncoder:
         return [Tokenized([int(w.strip("*")) for w in row], [w.endswith("*") for w in row]) for row in rows]
 
 
-def tokenise_words(*texts, seq_len=100):
-    return tokenise((Rendered(text, (), ()) for text in texts), FakeEncoder(), seq_len)
+def tokenise_words(*texts, seq_len=100, max_family=0):
+    return tokenise((Rendered(text, (), ()) for text in texts), FakeEncoder(), seq_len, max_family)
 
 
 def test_shift_by_hand():
     ids = np.array([10, 11, 12, 13, 14, 15])
-    inputs, trained, targets = shift(ids, np.array([0, 0, 1, 0, 1, 0], bool))
-    assert inputs.tolist() == [10, 11, 12, 13]  # 14 is the last trained target, so nothing from it on goes in
-    assert trained.tolist() == [1, 3]
-    assert targets.tolist() == [12, 14]
+    shifted = shift(ids, np.array([0, 0, 1, 0, 1, 0], bool))
+    assert shifted.inputs_T.tolist() == [10, 11, 12, 13]  # 14 is the last trained target: nothing from it on goes in
+    assert shifted.trained_M.tolist() == [1, 3]
+    assert shifted.targets_M.tolist() == [12, 14]
+
+
+def test_a_family_by_hand():
+    """1 2 3 with 4 5 or 6 after it, and 1 7: what is shared goes in once, and a shared target counts for each."""
+    paths = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 7, 8]]
+    masks = [[0, 0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 1]]
+    family = shift_family([(np.array(ids), np.array(mask, bool)) for ids, mask in zip(paths, masks, strict=True)])
+    assert family.inputs_T.tolist() == [1, 2, 3, 4, 7]
+    assert family.positions_T.tolist() == [0, 1, 2, 3, 1]
+    assert family.starts_N.tolist() == [0, 1, 3, 4]
+    assert family.parents_N.tolist() == [-1, 0, 1, 0]
+    assert family.trained_M.tolist() == [1, 3, 1, 2, 4]
+    assert family.targets_M.tolist() == [3, 5, 3, 6, 8]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=6), min_size=1, max_size=6).map(sorted))
+def test_every_sequence_of_a_family_can_be_read_back(paths):
+    pairs = [(np.array(ids), np.ones(len(ids), bool)) for ids in paths]
+    family = shift_family(pairs)
+    bounds = [*family.starts_N.tolist(), len(family.inputs_T)]
+
+    def read(chunk):
+        before = read(family.parents_N[chunk]) if family.parents_N[chunk] >= 0 else []
+        return before + family.inputs_T[bounds[chunk] : bounds[chunk + 1]].tolist()
+
+    ways = [read(chunk) for chunk in range(len(family.parents_N))]
+    for way, chunk in zip(ways, range(len(ways)), strict=True):
+        inside = slice(bounds[chunk], bounds[chunk + 1])
+        assert family.positions_T[inside].tolist() == list(range(len(way)))[-(inside.stop - inside.start) :]
+    assert all(ids[:-1] in ways for ids in paths)
+    found = iter(zip(family.trained_M.tolist(), family.targets_M.tolist(), strict=True))
+    for ids in paths:  # each predicts its every next token, from the place where its own past ends
+        for position, target in enumerate(ids[1:]):
+            place, predicted = next(found)
+            assert predicted == target
+            assert family.positions_T[place] == position
+            assert family.inputs_T[place] == ids[position]
+    assert next(found, None) is None
+
+
+def test_neighbours_that_begin_alike_are_families_up_to_a_size(monkeypatch):
+    monkeypatch.setattr("steersman.batches.sequences.MIN_SHARED", 2)
+    texts = ["1 2 3 4*", "1 2 3 5 6*", "1 2 7*", "1 8*", "9 8*", "9 8 7*"]
+    whole = tokenise_words(*texts, max_family=100)
+    assert whole.families.tolist() == [0, 3, 4, 5, 6]  # 1 8 shares one input, 9 8 none, and 9 8 7 only one again
+    assert (whole.lengths.tolist(), whole.sizes.tolist()) == ([4, 1, 1, 2], [3, 1, 1, 1])
+    assert [len(whole[number].inputs_T) for number in range(4)] == [4, 1, 1, 2]
+    assert tokenise_words(*texts, max_family=4).families.tolist() == [0, 3, 4, 5, 6]
+    assert tokenise_words(*texts, max_family=3).families.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert tokenise_words(*texts).families.tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_shift_ignores_the_first_token_and_may_be_empty():
-    inputs, trained, targets = shift(np.array([10, 11]), np.array([1, 0], bool))
-    assert (len(inputs), len(trained), len(targets)) == (0, 0, 0)
+    shifted = shift(np.array([10, 11]), np.array([1, 0], bool))
+    assert [len(part) for part in shifted] == [0] * 6
 
 
 def test_store_keeps_each_sequence():
@@ -37,8 +89,8 @@ def test_store_keeps_each_sequence():
     assert len(sequences) == 2
     assert sequences.lengths.tolist() == [3, 2]
     assert sequences.num_trained == 3
-    assert [part.tolist() for part in sequences[0]] == [[1, 2, 3], [0, 2], [2, 4]]
-    assert [part.tolist() for part in sequences[1]] == [[6, 7], [1], [8]]
+    assert [part.tolist() for part in sequences[0]] == [[1, 2, 3], [0, 1, 2], [0], [-1], [0, 2], [2, 4]]
+    assert [part.tolist() for part in sequences[1]] == [[6, 7], [0, 1], [0], [-1], [1], [8]]
 
 
 def test_records_without_trained_tokens_are_counted():

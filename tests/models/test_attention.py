@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from steersman.models.attention import IMPLEMENTATION, Segments, attention
-from steersman.models.masks import causal_mask
 from steersman.models.load import backbone
+from steersman.models.masks import causal_mask
 
 
 def test_causal_mask_by_hand():

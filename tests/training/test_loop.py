@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from steersman.batches.packing import idle, pack
-from steersman.batches.sequences import shift
+from steersman.batches.sequences import shift, shift_family
 from steersman.errors import NonFiniteError
 from steersman.models.attention import IMPLEMENTATION
 from steersman.parallel.mesh import Mesh
@@ -65,6 +65,24 @@ def test_packing_and_split_change_neither_loss_nor_gradients(request, family, mi
     batches = pack([shift(ids, mask) for ids, mask in pairs], micro_tokens)
     assert len(batches) == {1: 6, 32: 3, 1000: 1}[micro_tokens]
     loss, gradients = sum_gradients(model, [*batches, idle()])
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=5e-6 * expected[name].abs().max().item())
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_gemma3"])
+def test_sharing_beginnings_changes_neither_loss_nor_gradients(request, family):
+    """Paths of a tree, two of which train the same token, beside a sequence of their own."""
+    model = request.getfixturevalue(family)()
+    (root, _), (left, _), (right, _), (leaf, _), (other, _) = tokens(model, lengths=(20, 9, 14, 30, 12))
+    paths = [np.concatenate(parts) for parts in ([root, left, leaf], [root, left], [root, left, right], [root, right])]
+    pairs = [(ids, np.arange(len(ids)) >= start) for ids, start in zip(paths, (29, 18, 35, 20), strict=True)]
+    alone = (other, np.ones(len(other), bool))
+    expected_loss, expected = plain_gradients(model, [*pairs, alone])
+    (row,) = pack([shift(*alone), shift_family(pairs)], 1000)
+    # The second path does not take in its last token, so that token goes in twice, for the first and for the third.
+    assert row.num_tokens == 11 + 20 + (8 + 1 + 29) + (1 + 13) + 13
+    loss, gradients = sum_gradients(model, [row])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=5e-6 * expected[name].abs().max().item())

@@ -1,8 +1,8 @@
-"""Whole sequences packed into rows: no padding, no cut, no attention across sequences (`starts_N1` says where each is).
+"""Whole families of sequences packed into rows: no padding, no cut, no attention from one sequence to another.
 
-In: shifted sequences. Out: `PackedBatch`, one row of at most `micro_tokens` inputs, what one forward call takes.
+In: shifted families. Out: `PackedBatch`, one row of at most `micro_tokens` inputs, what one forward call takes.
 
-Shapes: N sequences in a row of T tokens, M of which predict a trained token.
+Shapes: N chunks in a row of T tokens, M of which predict a trained token.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steersman.batches.sequences import Sequences, Shifted
+from steersman.batches.sequences import Ints, Sequences, Shifted
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,17 @@ class PackedBatch:
 
     Attributes:
         input_ids_1T: i64.
-        position_ids_1T: i64, from 0 in each sequence.
-        starts_N1: i32, cumulative bounds of the sequences, from 0 to T (N + 1 numbers); stays on the CPU.
+        position_ids_1T: i64, in each token's sequence.
+        bounds: of the chunks, from 0 to T (N + 1 numbers).
+        parents: the chunk that each continues (see `sequences.Shifted`), -1 for none.
         trained_M: i64, positions of the row whose hidden state predicts a trained token.
         targets_M: i64, those tokens.
     """
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
-    starts_N1: Tensor
+    bounds: Sequence[int]
+    parents: Sequence[int]
     trained_M: Tensor
     targets_M: Tensor
 
@@ -53,32 +55,37 @@ class PackedBatch:
         )
 
 
-def join(sequences: Sequence[Shifted]) -> PackedBatch:
-    """The row made of these sequences, in order."""
-    starts = [0, *itertools.accumulate(len(sequence.inputs_T) for sequence in sequences)]
-    row = np.concatenate([sequence.inputs_T for sequence in sequences])
-    positions = np.concatenate([np.arange(len(sequence.inputs_T)) for sequence in sequences])
-    trained = np.concatenate([s.trained_M + start for s, start in zip(sequences, starts, strict=False)])
-    targets = np.concatenate([sequence.targets_M for sequence in sequences])
+def join(families: Sequence[Shifted]) -> PackedBatch:
+    """The row made of these families, in order."""
+    starts = [0, *itertools.accumulate(len(family.inputs_T) for family in families)]
+    chunks = [0, *itertools.accumulate(len(family.parents_N) for family in families)]
+    placed = list(zip(families, starts, chunks, strict=False))
+    bounds = np.concatenate([*(family.starts_N + start for family, start, _ in placed), [starts[-1]]])
+    parents = np.concatenate([np.where(f.parents_N < 0, -1, f.parents_N + chunk) for f, _, chunk in placed])
     return PackedBatch(
-        input_ids_1T=torch.from_numpy(row.astype(np.int64))[None],
-        position_ids_1T=torch.from_numpy(positions)[None],
-        starts_N1=torch.tensor(starts, dtype=torch.int32),
-        trained_M=torch.from_numpy(trained),
-        targets_M=torch.from_numpy(targets.astype(np.int64)),
+        input_ids_1T=_tensor([family.inputs_T for family in families])[None],
+        position_ids_1T=_tensor([family.positions_T for family in families])[None],
+        bounds=bounds.tolist(),
+        parents=parents.tolist(),
+        trained_M=_tensor([family.trained_M + start for family, start, _ in placed]),
+        targets_M=_tensor([family.targets_M for family in families]),
     )
+
+
+def _tensor(parts: Sequence[Ints]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
 def idle() -> PackedBatch:
     """A row of one token with nothing to train: what a process without a share of a step runs beside the others."""
-    nothing = np.empty(0, np.int64)
-    return join([Shifted(np.zeros(1, np.int64), nothing, nothing)])
+    zero, nothing = np.zeros(1, np.int64), np.empty(0, np.int64)
+    return join([Shifted(zero, zero, zero, zero - 1, nothing, nothing)])
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices by row: each sequence, in order, goes into the first row with room for it.
+    """Indices by row: each family, in order, goes into the first row with room for it.
 
-    A sequence longer than `capacity` gets a row of its own.
+    One longer than `capacity` gets a row of its own.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -94,12 +101,12 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def pack(sequences: Sequence[Shifted], micro_tokens: int) -> list[PackedBatch]:
-    """Micro-batches of at most `micro_tokens` inputs that hold all the sequences; an idle one when there are none."""
-    if not sequences:
+def pack(families: Sequence[Shifted], micro_tokens: int) -> list[PackedBatch]:
+    """Micro-batches of at most `micro_tokens` inputs that hold all the families; an idle one when there are none."""
+    if not families:
         return [idle()]
-    rows = first_fit([len(sequence.inputs_T) for sequence in sequences], micro_tokens)
-    return [join([sequences[index] for index in row]) for row in rows]
+    rows = first_fit([len(family.inputs_T) for family in families], micro_tokens)
+    return [join([families[index] for index in row]) for row in rows]
 
 
 def pack_all(sequences: Sequences, micro_tokens: int, limit: int | None = None) -> Iterator[PackedBatch]:

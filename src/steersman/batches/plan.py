@@ -1,18 +1,18 @@
-"""Which sequences a training step has: a pure function of (seed, step), whatever the number of processes.
+"""Which families of sequences a training step has: a pure function of (seed, step), whatever the number of processes.
 
-In: lengths of each data set's sequences, its weight, a `BatchConfig`. Out: for each step, the (data set, sequence)
-pairs it trains on. Steps are counted by going through lengths alone, so a resumed run needs nothing but its number.
+In: how long each data set's families are, its weight, a `BatchConfig`. Out: for each step, the (data set, family) pairs
+it trains on. Steps are counted by going through lengths alone, so a resumed run needs nothing but its number.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from steersman import randomness
+from steersman.batches.sequences import Ints
 from steersman.config import Config
 
 
@@ -21,7 +21,8 @@ class BatchConfig(Config):
 
     Attributes:
         sequences: whole sequences a step (NeMo's global_batch_size).
-        tokens: input tokens a step: as many whole sequences as fit, at least one.
+        tokens: input tokens a step: as many whole sequences as fit, at least one. Neighbours in a file that begin
+            alike (branches of a tree) come together, and what they share is computed once.
         micro_tokens: most input tokens of one forward pass; a longer sequence goes alone.
     """
 
@@ -35,33 +36,39 @@ class BatchConfig(Config):
             raise ValueError("give exactly one of sequences and tokens")
         return self
 
+    @property
+    def max_family(self) -> int:
+        """Most inputs of sequences that come together: at most half a step, and none by number of sequences."""
+        return 0 if self.tokens is None else min(self.tokens // 2, self.micro_tokens)
+
 
 class Draw(NamedTuple):
-    """One sequence of the plan: its data set, and its place there."""
+    """One family of the plan: its data set, and its place there."""
 
     dataset: int
-    sequence: int
+    family: int
 
 
-def mix(sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> Iterator[Draw]:
+def mix(sizes: Sequence[Ints], weights: Sequence[float] | None, seed: int) -> Iterator[Draw]:
     """An endless mixture of data sets, each passed through in a fresh random order every time it is used up.
 
-    Every draw goes to the data set that lags most behind its share, so proportions hold at every moment to within one
-    draw, and with no weights given (shares by size) each run of `sum(sizes)` draws has every sequence once.
+    Every draw goes to the data set that lags most behind its share. With weights, proportions of sequences hold at
+    every moment to within one draw; without, each run of as many draws as there are families has every family once.
 
     Args:
-        sizes: of the data sets, all above 0.
-        weights: share of each data set, in any unit; by size when None.
+        sizes: number of sequences of each family of each data set.
+        weights: share of each data set, in any unit.
         seed: of the orders.
     """
-    shares = np.asarray(sizes if weights is None else weights, np.float64)
+    shares = np.asarray([len(dataset) for dataset in sizes] if weights is None else weights, np.float64)
     shares = shares / shares.sum()
-    orders = [_endless_order(size, seed, dataset) for dataset, size in enumerate(sizes)]
+    orders = [_endless_order(len(dataset), seed, number) for number, dataset in enumerate(sizes)]
     num_drawn = np.zeros(len(sizes), np.int64)
-    for num_draws in itertools.count(1):
-        dataset = int(np.argmax(shares * num_draws - num_drawn))
-        num_drawn[dataset] += 1
-        yield Draw(dataset, next(orders[dataset]))
+    while True:
+        dataset = int(np.argmax(shares * (num_drawn.sum() + 1) - num_drawn))
+        draw = Draw(dataset, next(orders[dataset]))
+        num_drawn[dataset] += 1 if weights is None else sizes[dataset][draw.family]
+        yield draw
 
 
 def _endless_order(size: int, seed: int, dataset: int) -> Iterator[int]:
@@ -72,15 +79,23 @@ def _endless_order(size: int, seed: int, dataset: int) -> Iterator[int]:
 
 
 def plan_steps(
-    lengths: Sequence[npt.NDArray[np.integer[Any]]],
+    lengths: Sequence[Ints],
+    sizes: Sequence[Ints],
     weights: Sequence[float] | None,
     batch: BatchConfig,
     seed: int,
     epochs: int | None = None,
 ) -> Iterator[list[Draw]]:
-    """The draws of each step from the first on: endless, or `epochs` times as many draws as there are sequences."""
-    sizes = [len(dataset) for dataset in lengths]
-    draws = itertools.islice(mix(sizes, weights, seed), epochs * sum(sizes) if epochs is not None else None)
+    """The draws of each step from the first on: endless, or `epochs` times as many draws as there are families.
+
+    Args:
+        lengths: inputs of each family of each data set.
+        sizes, weights, seed: see `mix`.
+        batch: what a step takes.
+        epochs: after which the plan ends.
+    """
+    num_families = sum(len(dataset) for dataset in lengths)
+    draws = itertools.islice(mix(sizes, weights, seed), epochs * num_families if epochs is not None else None)
     if batch.sequences is not None:
         while step := list(itertools.islice(draws, batch.sequences)):
             yield step
@@ -88,7 +103,7 @@ def plan_steps(
     assert batch.tokens is not None
     step, num_tokens = [], 0
     for draw in draws:
-        length = int(lengths[draw.dataset][draw.sequence])
+        length = int(lengths[draw.dataset][draw.family])
         if step and num_tokens + length > batch.tokens:
             yield step
             step, num_tokens = [], 0
@@ -98,7 +113,7 @@ def plan_steps(
 
 
 def share(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Indices of a step's sequences by rank, with nearly equal numbers of tokens: the longest first, each to the rank
+    """Indices of a step's families by rank, with nearly equal numbers of tokens: the longest first, each to the rank
     that has least. Within a rank the order is kept."""
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks

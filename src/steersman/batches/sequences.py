@@ -1,12 +1,12 @@
-"""Tokenised records in flat arrays, and the next-token shift.
+"""Tokenised records in flat arrays, families of them that share their beginnings, and the next-token shift.
 
 In: rendered conversations, an `Encoder`. Out: `Sequences`, five bytes a token, from which micro-batches are packed.
 
-Shapes: S tokens of all sequences, L of one, T of its inputs, M trained ones.
+Shapes: S tokens of all sequences, L of one, T inputs of a family, M trained ones, N chunks.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,18 +20,28 @@ Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 
 TOKENISE_AT_ONCE = 512
+MIN_SHARED, MIN_SHARE = 64, 0.25
+"""Neighbours share enough when these many first inputs, and this part of the second one's, are the same."""
 
 
 class Shifted(NamedTuple):
-    """One sequence as the model sees it.
+    """A family of sequences as the model sees it: what they share at their beginnings stands there once.
+
+    The inputs are chunks, parents before children; a sequence is the way from a chunk without a parent down to another.
 
     Attributes:
         inputs_T: the ids that go in.
-        trained_M: positions of the inputs whose next token is trained.
+        positions_T: their positions in their sequences.
+        starts_N: where each chunk starts.
+        parents_N: the chunk that each continues, -1 for none.
+        trained_M: indices of the inputs whose next token is trained; twice where two sequences train it.
         targets_M: that next token.
     """
 
     inputs_T: Ints
+    positions_T: Ints
+    starts_N: Ints
+    parents_N: Ints
     trained_M: Ints
     targets_M: Ints
 
@@ -41,49 +51,103 @@ def shift(ids_L: Ints, loss_mask_L: Bools) -> Shifted:
 
     What follows the last trained token is left out: no trained position sees it.
     """
-    trained_M = np.flatnonzero(loss_mask_L[1:])
-    num_inputs = int(trained_M[-1]) + 1 if len(trained_M) else 0
-    return Shifted(ids_L[:num_inputs], trained_M, ids_L[trained_M + 1])
+    return shift_family([(ids_L, loss_mask_L)])
+
+
+def shift_family(family: Sequence[tuple[Ints, Bools]]) -> Shifted:
+    """The shift of sequences (ids, loss mask) with common beginnings, computed once: the loss is the sum of theirs.
+
+    Those that share more stand next to each other, as the paths of a tree do in depth-first order.
+    """
+    trained = [np.flatnonzero(mask_L[1:]) for _, mask_L in family]
+    inputs = [
+        ids_L[: trained_M[-1] + 1 if len(trained_M) else 0]
+        for (ids_L, _), trained_M in zip(family, trained, strict=True)
+    ]
+    shared = [common_prefix(one, next_one) for one, next_one in itertools.pairwise(inputs)]
+    chunks: list[tuple[Ints, int, int]] = []  # ids, depth, parent
+    places: list[list[Ints]] = [[] for _ in inputs]  # of each sequence's inputs among all
+    num_inputs = 0
+
+    def grow(first: int, end: int, depth: int, parent: int) -> None:
+        """Chunks of the sequences from `first` to `end`, which have their first `depth` inputs in common."""
+        nonlocal num_inputs
+        common = min([len(inputs[first]), *shared[first : end - 1]])
+        if common > depth:
+            chunks.append((inputs[first][depth:common], depth, parent))
+            parent = len(chunks) - 1
+            for sequence in range(first, end):
+                places[sequence].append(np.arange(num_inputs, num_inputs + common - depth))
+            num_inputs += common - depth
+        branches = [first, *(i + 1 for i in range(first, end - 1) if shared[i] == common), end]
+        for branch, next_branch in itertools.pairwise(branches):
+            if len(inputs[branch]) > common or next_branch - branch < end - first:
+                grow(branch, next_branch, common, parent)
+
+    grow(0, len(inputs), 0, -1)
+    empty = np.empty(0, np.int64)
+    place = [np.concatenate([empty, *parts]) for parts in places]
+    return Shifted(
+        inputs_T=np.concatenate([empty, *(ids for ids, _, _ in chunks)]),
+        positions_T=np.concatenate([empty, *(np.arange(depth, depth + len(ids)) for ids, depth, _ in chunks)]),
+        starts_N=np.cumsum([0, *(len(ids) for ids, _, _ in chunks)])[:-1],
+        parents_N=np.array([parent for _, _, parent in chunks], np.int64),
+        trained_M=np.concatenate([place_T[trained_M] for place_T, trained_M in zip(place, trained, strict=True)]),
+        targets_M=np.concatenate([ids_L[trained_M + 1] for (ids_L, _), trained_M in zip(family, trained, strict=True)]),
+    )
+
+
+def common_prefix(one: Ints, other: Ints) -> int:
+    """How many first elements are the same."""
+    size = min(len(one), len(other))
+    different = np.flatnonzero(one[:size] != other[:size])
+    return int(different[0]) if len(different) else size
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Many tokenised sequences, each with at least one trained token after its first.
+    """Many tokenised sequences, each with at least one trained token after its first; items are families.
 
     Attributes:
         ids_S, loss_mask_S: all tokens one after another (unshifted), and whether each is trained.
-        bounds: where each sequence starts, and the end: N + 1 numbers.
+        bounds: where each sequence starts, and the end.
+        families: the first sequence of each family, and the end: F + 1 numbers.
+        lengths: number of inputs of each family.
         num_skipped: records left out because no trained token remained within `seq_len`.
     """
 
     ids_S: npt.NDArray[np.int32]
     loss_mask_S: Bools
     bounds: npt.NDArray[np.int64]
+    families: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
     num_skipped: int = 0
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.lengths)
 
-    def __getitem__(self, index: int) -> Shifted:
-        tokens = slice(self.bounds[index], self.bounds[index + 1])
-        return shift(self.ids_S[tokens], self.loss_mask_S[tokens])
+    def __getitem__(self, family: int) -> Shifted:
+        starts = self.bounds[self.families[family] : self.families[family + 1] + 1]
+        tokens = [slice(start, end) for start, end in itertools.pairwise(starts)]
+        return shift_family([(self.ids_S[sequence], self.loss_mask_S[sequence]) for sequence in tokens])
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of inputs of each sequence."""
-        return np.diff(self.bounds) - 1
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Number of sequences of each family."""
+        return np.diff(self.families)
 
     @property
     def num_trained(self) -> int:
         return int(self.loss_mask_S.sum())
 
 
-def tokenise(rendered: Iterable[Rendered], encoder: Encoder, seq_len: int) -> Sequences:
+def tokenise(rendered: Iterable[Rendered], encoder: Encoder, seq_len: int, max_family: int = 0) -> Sequences:
     """Tokenise a stream of rendered conversations, a few hundred at a time, each cut to `seq_len` inputs.
 
-    Records with nothing trained left are counted, not kept.
+    Records with nothing trained left are counted, not kept. Neighbours that share enough of their beginnings become
+    families of at most `max_family` inputs.
     """
-    ids, masks, lengths, num_skipped = [], [], [0], 0
+    ids, masks, num_skipped = [], [], 0
     stream = iter(rendered)
     while batch := list(itertools.islice(stream, TOKENISE_AT_ONCE)):
         for tokenized in encoder.encode_rendered(batch, seq_len):
@@ -97,10 +161,27 @@ def tokenise(rendered: Iterable[Rendered], encoder: Encoder, seq_len: int) -> Se
             end = trained[-1] + 1
             ids.append(ids_L[:end])
             masks.append(mask_L[:end])
-            lengths.append(int(end))
+    families, lengths = _families([ids_L[:-1] for ids_L in ids], max_family)
     return Sequences(
         ids_S=np.concatenate(ids) if ids else np.empty(0, np.int32),
         loss_mask_S=np.concatenate(masks) if masks else np.empty(0, np.bool_),
-        bounds=np.cumsum(lengths),
+        bounds=np.cumsum([0, *map(len, ids)]),
+        families=families,
+        lengths=lengths,
         num_skipped=num_skipped,
     )
+
+
+def _families(inputs: Sequence[Ints], max_family: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each family starts (and the end), and how many inputs it has."""
+    starts: list[int] = []
+    lengths: list[int] = []
+    for index, inputs_T in enumerate(inputs):
+        shared = common_prefix(inputs[index - 1], inputs_T) if starts else 0
+        own = len(inputs_T) - shared
+        if shared >= max(MIN_SHARED, MIN_SHARE * len(inputs_T)) and lengths[-1] + own <= max_family:
+            lengths[-1] += own
+        else:
+            starts.append(index)
+            lengths.append(len(inputs_T))
+    return np.array([*starts, len(inputs)], np.int64), np.array(lengths, np.int64)

@@ -3,8 +3,8 @@
 Every model runs with the attention implementation "steersman" (registered in `transformers`), which hands each layer's
 queries, keys and values to the `AttentionContext` that the caller passed to the forward call:
 
-- training passes `Segments`: several sequences lie one after another in a row, and each attends to itself alone,
-  segment by segment, so no T x T mask is ever built and nothing leaks from one sequence to the next;
+- training passes `Segments`: several sequences lie one after another in a row, and each attends to itself alone, chunk
+  by chunk, so no T x T mask is ever built and nothing leaks from one sequence to the next;
 - the generation engine passes its own context, which keeps keys and values of past tokens.
 
 Shapes: H query heads, K key/value heads, T tokens in the row, D head size.
@@ -72,13 +72,20 @@ def attention(
 class Segments:
     """Sequences packed in one row; each attends causally to itself alone.
 
+    The row is made of chunks. A chunk may continue another one, so that several sequences have the same beginning: it
+    attends to itself and to all that it continues.
+
     Args:
-        starts: cumulative bounds, from 0 to T (N + 1 numbers for N sequences).
+        bounds: of the chunks, from 0 to T (N + 1 numbers for N chunks).
+        parents: the chunk that each continues, which stands before it; -1 for none. By default every chunk is a
+            sequence of its own.
     """
 
-    def __init__(self, starts: Sequence[int] | Tensor) -> None:
-        bounds = starts.tolist() if isinstance(starts, Tensor) else list(starts)
-        self.lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    def __init__(self, bounds: Sequence[int], parents: Sequence[int] | None = None) -> None:
+        self._lengths = [end - start for start, end in itertools.pairwise(bounds)]
+        self._paths: list[list[int]] = []  # of each chunk: itself and what it continues, from the start
+        for number, parent in enumerate(parents or [-1] * len(self._lengths)):
+            self._paths.append([number] if parent < 0 else [*self._paths[parent], number])
 
     def attend(
         self,
@@ -92,15 +99,20 @@ class Segments:
         softcap: float | None,
     ) -> Tensor:
         # split, not slices: its backward is one concatenation, where N slices would each fill a whole row.
-        rows = zip(*(torch.split(x, self.lengths, dim=2) for x in (query_1HTD, key_1KTD, value_1KTD)), strict=True)
+        queries, *keys_and_values = (torch.split(x, self._lengths, dim=2) for x in (query_1HTD, key_1KTD, value_1KTD))
         outputs = []
-        for (query, key, value), length in zip(rows, self.lengths, strict=True):
-            if query.device.type == "cpu" and softcap is None and length <= LONGEST:
+        for query, path in zip(queries, self._paths, strict=True):
+            key, value = (
+                chunks[path[0]] if len(path) == 1 else torch.cat([chunks[number] for number in path], dim=2)
+                for chunks in keys_and_values
+            )
+            num_queries, num_keys = query.shape[2], key.shape[2]
+            if query.device.type == "cpu" and softcap is None and num_keys <= LONGEST:
                 outputs.append(block_attention(query, key, value, scaling=scaling, window=sliding_window))
                 continue
             mask = None
-            if sliding_window is not None and length > sliding_window:
-                mask = cached_causal_mask(length, length, sliding_window, query.device)
+            if num_queries < num_keys or (sliding_window is not None and num_keys > sliding_window):
+                mask = cached_causal_mask(num_queries, num_keys, sliding_window, query.device)
             outputs.append(
                 attention(query, key, value, scaling=scaling, mask=mask, is_causal=mask is None, softcap=softcap)
             )

@@ -132,7 +132,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return (*grads, None, None, None, None, None)
 
 
-def _blocks(space: Tensor, block: int, num_rows: int, *tensors_VH: Tensor) -> Iterator[tuple[Tensor, list[Tensor], int]]:
+def _blocks(
+    space: Tensor, block: int, num_rows: int, *tensors_VH: Tensor
+) -> Iterator[tuple[Tensor, list[Tensor], int]]:
     """Per block of the vocabulary: its logits [C, B], its rows of the tensors, and its first token."""
     for number, parts in enumerate(zip(*(torch.split(tensor, block) for tensor in tensors_VH), strict=True)):
         size = len(parts[0])

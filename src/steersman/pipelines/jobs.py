@@ -282,12 +282,13 @@ class Survey:
 
 def _tokenise(path: str, config: TrainConfig, encoder: Encoder, survey: Survey) -> Sequences:
     """A file's sequences. Those with nothing to train on are left out, and said to be."""
-    sequences = tokenise(_read(path, config.attributes, encoder.template, survey), encoder, config.seq_len)
+    rendered = _read(path, config.attributes, encoder.template, survey)
+    sequences = tokenise(rendered, encoder, config.seq_len, config.batch.max_family)
     remedy = f"within {config.seq_len} tokens; `steersman clean` says why, a larger seq_len keeps more"
     if not len(sequences):
         raise DataError(f"no record has anything to train on {remedy}", path)
     if sequences.num_skipped:
-        total = len(sequences) + sequences.num_skipped
+        total = len(sequences.bounds) - 1 + sequences.num_skipped
         logger.warning("%s: %d of %d records have nothing to train on %s", path, sequences.num_skipped, total, remedy)
     return sequences
 
@@ -338,17 +339,17 @@ def _job(
     micro_tokens = config.batch.micro_tokens
 
     def plan() -> Iterator[list[Draw]]:
-        lengths = [sequences.lengths for sequences in training]
+        lengths, sizes = ([getattr(file, name) for file in training] for name in ("lengths", "sizes"))
         shares = None if weights[0] is None else [weight or 0.0 for weight in weights]
-        return plan_steps(lengths, shares, config.batch, config.seed, config.epochs)
+        return plan_steps(lengths, sizes, shares, config.batch, config.seed, config.epochs)
 
     num_steps = config.steps or sum(1 for _ in plan())
 
     def batches(after: int) -> Iterator[list[PackedBatch]]:
         for draws in itertools.islice(plan(), after, num_steps):
-            sequences = [training[draw.dataset][draw.sequence] for draw in draws]
-            mine = share([len(sequence.inputs_T) for sequence in sequences], mesh.size)[mesh.rank]
-            yield pack([sequences[index] for index in mine], micro_tokens)
+            families = [training[draw.dataset][draw.family] for draw in draws]
+            mine = share([len(family.inputs_T) for family in families], mesh.size)[mesh.rank]
+            yield pack([families[index] for index in mine], micro_tokens)
 
     def validation_rows(sequences: Sequences) -> list[PackedBatch]:
         rows = pack_all(sequences, micro_tokens, config.validation.batches)

@@ -108,7 +108,7 @@ class AdamW:
     """The optimiser of the trainable parameters of a model.
 
     Args:
-        parameters: by name, fp32 or bf16. Each is given a gradient of zeros, which stays its gradient from step to step,
+        parameters: by name, fp32 or bf16. Each is given a gradient of zeros that stays its gradient from step to step,
             in fp32 for bf16 parameters under "master".
         config: hyper-parameters.
         rounding: what happens to bf16 parameters.

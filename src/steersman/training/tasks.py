@@ -32,7 +32,7 @@ def hidden_states(model: PreTrainedModel | PeftModel, batch: PackedBatch) -> Ten
     output = backbone(model)(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
-        attention_context=Segments(batch.starts_N1),
+        attention_context=Segments(batch.bounds, batch.parents),
         use_cache=False,
     )
     hidden_TH: Tensor = output.last_hidden_state[0]
