@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from steersman.models.attention import attention
+from steersman.models.attention import attention, causal_attention
 from steersman.models.block_attention import ROWS, block_attention
 from steersman.models.masks import causal_mask
 
@@ -28,10 +28,12 @@ def test_two_tokens_by_hand():
 
 @pytest.mark.parametrize("num_tokens", [1, ROWS - 1, ROWS, 2 * ROWS + 37])
 @pytest.mark.parametrize("window", [None, 1, 50, ROWS, ROWS + 70, 2 * ROWS + 36])
-def test_equals_masked_attention_forward_and_backward(num_tokens, window):
-    query, key, value, grad = example(num_tokens)
+@pytest.mark.parametrize("past", [0, 60])
+def test_equals_masked_attention_forward_and_backward(num_tokens, window, past):
+    query, key, value, grad = example(num_tokens + past)
+    query, grad = query[:, :, past:], grad[:, :, past:]
     ours = block_attention(query, key, value, scaling=0.3, window=window)
-    plain = attention(query, key, value, scaling=0.3, mask=causal_mask(num_tokens, num_tokens, window))
+    plain = attention(query, key, value, scaling=0.3, mask=causal_mask(num_tokens, num_tokens + past, window))
     torch.testing.assert_close(ours, plain)
     for found, wanted in zip(
         torch.autograd.grad(ours, (query, key, value), grad),
@@ -39,6 +41,18 @@ def test_equals_masked_attention_forward_and_backward(num_tokens, window):
         strict=True,
     ):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_long_sequences_that_keep_no_weights_are_attended_the_same(softcap, monkeypatch):
+    query, key, value, _ = example(200)
+    monkeypatch.setattr("steersman.models.attention.LONGEST", 50)
+    monkeypatch.setattr("steersman.models.attention.MASKED_ROWS", 64)
+    for window in (None, 70):
+        options = {"scaling": 0.3, "softcap": softcap}
+        found = causal_attention(query[:, :, 30:], key, value, window=window, **options)
+        plain = attention(query[:, :, 30:], key, value, mask=causal_mask(170, 200, window), **options)
+        torch.testing.assert_close(found, plain)
 
 
 def test_bfloat16_stays_near_the_exact_gradients():

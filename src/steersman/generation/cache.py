@@ -5,7 +5,7 @@ values behind those of each sequence's past, and lets every new token attend to 
 
 - sequences with one new token (decoding): one call a slab, with the query heads that share a key/value head as rows
   of one product, so that every key and value is read once;
-- sequences with several (prefill): one by one, in blocks of queries.
+- sequences with several (prefill): one by one.
 
 Sequences live in slabs by size, so that a long one costs the others neither memory nor time. Sliding-window layers
 keep the whole past (prefixes are reused whole) but read no further back than their window.
@@ -22,12 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steersman.models.attention import attention
-from steersman.models.masks import causal_mask
+from steersman.models.attention import attention, causal_attention
 
 MIN_CAPACITY = 128
-QUERY_BLOCK = 256
-"""Queries under one mask in prefill: bounds the mask, and the keys that a window reads in vain."""
 
 
 class Slab:
@@ -227,7 +224,6 @@ class _Prefill:
         self._slot = slot
         self._first_token = first_token
         self._num_new = num_new
-        self._blocks: dict[int | None, list[_Block]] = {}
 
     def attend(
         self,
@@ -243,29 +239,6 @@ class _Prefill:
         kv_21KCD = self._slot.slab.kv_L2NKCD[layer_idx, :, self._slot.row, None]
         kv_21KCD[:, 0, :, past : past + self._num_new] = kv_2TKD[:, tokens].transpose(1, 2)
         query_1HnD = query_THD[tokens].transpose(0, 1)[None]
-        out_nHD = out_THD[tokens]
-        for queries, keys, mask_QS in self._plan(window):
-            key_1KSD, value_1KSD = kv_21KCD[..., keys, :]
-            out_1HQD = attention(
-                query_1HnD[:, :, queries], key_1KSD, value_1KSD, mask=mask_QS, is_causal=mask_QS is None, **options
-            )
-            out_nHD[queries] = out_1HQD[0].transpose(0, 1)
-
-    def _plan(self, window: int | None) -> "list[_Block]":
-        """Blocks of queries with the keys that they see."""
-        if window not in self._blocks:
-            past, num_new, device = self._slot.length, self._num_new, self._slot.slab.kv_L2NKCD.device
-            if past == 0 and (window is None or num_new <= window):
-                self._blocks[window] = [(slice(0, num_new), slice(0, num_new), None)]
-            else:
-                self._blocks[window] = blocks = []
-                for start in range(0, num_new, QUERY_BLOCK):
-                    end = min(start + QUERY_BLOCK, num_new)
-                    first_key = 0 if window is None else max(0, past + start - window + 1)
-                    mask_QS = causal_mask(end - start, past + end - first_key, window, device)
-                    blocks.append((slice(start, end), slice(first_key, past + end), mask_QS))
-        return self._blocks[window]
-
-
-_Block = tuple[slice, slice, Tensor | None]
-"""Queries (relative to the sequence's new tokens), keys (positions), mask bool[Q, S] (None: causal)."""
+        key_1KSD, value_1KSD = kv_21KCD[..., : past + self._num_new, :]
+        out_1HnD = causal_attention(query_1HnD, key_1KSD, value_1KSD, window=window, **options)
+        out_THD[tokens] = out_1HnD[0].transpose(0, 1)

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from steersman.models.block_attention import LONGEST, block_attention
-from steersman.models.masks import cached_causal_mask, causal_mask
+from steersman.models.masks import causal_mask, query_blocks
 
 IMPLEMENTATION = "steersman"
+
+MASKED_ROWS = 256
+"""Queries under one mask: bounds the mask, and the keys that a window reads in vain."""
 
 
 class AttentionContext(Protocol):
@@ -69,6 +72,32 @@ def attention(
     return scores_BHQS.softmax(-1, dtype=torch.float32).to(value_BHSD.dtype) @ value_BHSD
 
 
+def causal_attention(
+    query_1HQD: Tensor,
+    key_1KSD: Tensor,
+    value_1KSD: Tensor,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of one sequence's last Q of S tokens to themselves and the past, at most `window` tokens each:
+    1 x H x Q x D."""
+    num_queries, num_keys = query_1HQD.shape[2], key_1KSD.shape[2]
+    keeps_much = torch.is_grad_enabled() and num_keys > LONGEST
+    if query_1HQD.device.type == "cpu" and softcap is None and not keeps_much:
+        return block_attention(query_1HQD, key_1KSD, value_1KSD, scaling=scaling, window=window)
+    options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
+    if num_queries == num_keys and (window is None or num_keys <= window):
+        return attention(query_1HQD, key_1KSD, value_1KSD, is_causal=True, **options)
+    outputs = []
+    for queries, keys in query_blocks(num_queries, num_keys, window, MASKED_ROWS):
+        mask_QS = causal_mask(queries.stop - queries.start, keys.stop - keys.start, window, query_1HQD.device)
+        block = query_1HQD[:, :, queries], key_1KSD[:, :, keys], value_1KSD[:, :, keys]
+        outputs.append(attention(*block, mask=mask_QS, **options))
+    return torch.cat(outputs, dim=2)
+
+
 class Segments:
     """Sequences packed in one row; each attends causally to itself alone.
 
@@ -106,16 +135,7 @@ class Segments:
                 chunks[path[0]] if len(path) == 1 else torch.cat([chunks[number] for number in path], dim=2)
                 for chunks in keys_and_values
             )
-            num_queries, num_keys = query.shape[2], key.shape[2]
-            if query.device.type == "cpu" and softcap is None and num_keys <= LONGEST:
-                outputs.append(block_attention(query, key, value, scaling=scaling, window=sliding_window))
-                continue
-            mask = None
-            if num_queries < num_keys or (sliding_window is not None and num_keys > sliding_window):
-                mask = cached_causal_mask(num_queries, num_keys, sliding_window, query.device)
-            outputs.append(
-                attention(query, key, value, scaling=scaling, mask=mask, is_causal=mask is None, softcap=softcap)
-            )
+            outputs.append(causal_attention(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap))
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
 

@@ -6,23 +6,21 @@ With P = softmax(c Q K^T) and O = P V, the gradients of a loss with dO are
 
 Queries are taken `ROWS` at a time with the keys that any of them sees, so about half of the T x T products are made.
 The heads that share a key/value head are one matrix product, which at bf16 runs two to three times as fast as PyTorch's
-fused kernel for CPUs; the price is that P is kept for the backward pass, so longer sequences are left to that kernel.
+fused kernel for CPUs; the price is that P is kept for a backward pass, so it is for sequences up to `LONGEST` there.
 
 Shapes: K key/value heads, G query heads for each, H in all, Q queries, T >= Q keys, D head size, N queries in a block,
 S keys that they see.
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steersman.models.masks import cached_causal_mask
+from steersman.models.masks import cached_causal_mask, query_blocks
 
 ROWS = 128
-LONGEST = 2048  # tokens; P takes T^2 bytes or so at bf16 for each head and layer
+LONGEST = 2048  # keys; P takes T^2 bytes or so at bf16 for each head and layer
 
 
 def block_attention(
@@ -41,11 +39,13 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, query_KGQD: Tensor, key_KTD: Tensor, value_KTD: Tensor, window: int | None) -> Tensor:
         output_KGQD = torch.empty_like(query_KGQD, memory_format=torch.contiguous_format)
         weights = []
-        for queries, keys in _blocks(query_KGQD.shape[2], key_KTD.shape[1], window):
+        for queries, keys in query_blocks(query_KGQD.shape[2], key_KTD.shape[1], window, ROWS):
             scores_KGNS = _product(query_KGQD[:, :, queries], key_KTD[:, keys].mT)
             _hide(scores_KGNS, keys.stop, window)
-            weights.append(scores_KGNS.softmax(-1))
-            output_KGQD[:, :, queries] = _product(weights[-1], value_KTD[:, keys])
+            weights_KGNS = scores_KGNS.softmax(-1)
+            output_KGQD[:, :, queries] = _product(weights_KGNS, value_KTD[:, keys])
+            if any(ctx.needs_input_grad):
+                weights.append(weights_KGNS)
         ctx.save_for_backward(query_KGQD, key_KTD, value_KTD, output_KGQD, *weights)
         ctx.window = window
         return output_KGQD
@@ -58,7 +58,7 @@ class _BlockAttention(torch.autograd.Function):
         sums_KGQ1 = torch.linalg.vecdot(grad_KGQD, output_KGQD)[..., None]
         grad_query_KGQD = torch.empty_like(output_KGQD)
         grad_key_KTD, grad_value_KTD = torch.zeros_like(key_KTD, dtype=wide), torch.zeros_like(value_KTD, dtype=wide)
-        blocks = _blocks(query_KGQD.shape[2], key_KTD.shape[1], ctx.window)
+        blocks = query_blocks(query_KGQD.shape[2], key_KTD.shape[1], ctx.window, ROWS)
         for (queries, keys), weights_KGNS in zip(blocks, weights, strict=True):
             query_KGND, grad_KGND = query_KGQD[:, :, queries], grad_KGQD[:, :, queries]
             grad_value_KTD[:, keys] += _transposed_product(weights_KGNS, grad_KGND)
@@ -67,13 +67,6 @@ class _BlockAttention(torch.autograd.Function):
             grad_query_KGQD[:, :, queries] = _product(grad_scores_KGNS, key_KTD[:, keys])
             grad_key_KTD[:, keys] += _transposed_product(grad_scores_KGNS, query_KGND)
         return grad_query_KGQD, grad_key_KTD.to(key_KTD.dtype), grad_value_KTD.to(value_KTD.dtype), None
-
-
-def _blocks(num_queries: int, num_keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """The queries of each block, and the keys that they see."""
-    past = num_keys - num_queries
-    for start, end in itertools.pairwise([*range(0, num_queries, ROWS), num_queries]):
-        yield slice(start, end), slice(0 if window is None else max(0, past + start + 1 - window), past + end)
 
 
 def _hide(scores_KGNS: Tensor, end: int, window: int | None) -> None:

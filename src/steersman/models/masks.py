@@ -1,8 +1,10 @@
-"""Which keys a query sees.
+"""Which keys a query sees: the past, itself included, and no further back than a window.
 
-Shapes: Q queries, S keys.
+Shapes: Q queries, those of the last Q of S positions.
 """
 
+import itertools
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -18,3 +20,10 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, device: tor
 
 
 cached_causal_mask = lru_cache(maxsize=64)(causal_mask)
+
+
+def query_blocks(num_queries: int, num_keys: int, window: int | None, rows: int) -> Iterator[tuple[slice, slice]]:
+    """The queries, `rows` at a time, and the keys that any of a block's queries sees."""
+    past = num_keys - num_queries
+    for start, end in itertools.pairwise([*range(0, num_queries, rows), num_queries]):
+        yield slice(start, end), slice(0 if window is None else max(0, past + start + 1 - window), past + end)
