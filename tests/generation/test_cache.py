@@ -33,13 +33,15 @@ def test_slots_keep_their_contents_while_others_come_and_go():
         assert slot.slab.slots[slot.row] is slot
 
 
-def test_capacities_are_powers_of_two_and_empty_slabs_are_freed():
+def test_capacities_are_powers_of_two_and_a_freed_place_is_taken_again():
     cache = make_cache()
     slots = [cache.allocate(length) for length in (1, MIN_CAPACITY, MIN_CAPACITY + 1, 5 * MIN_CAPACITY)]
     assert [slot.slab.capacity for slot in slots] == [MIN_CAPACITY, MIN_CAPACITY, 2 * MIN_CAPACITY, 8 * MIN_CAPACITY]
     for slot in slots:
         cache.release(slot)
-    assert not cache._slabs
+    slabs = dict(cache._slabs)
+    assert cache.allocate(2 * MIN_CAPACITY).slab is slabs[2 * MIN_CAPACITY]
+    assert cache._slabs == slabs
 
 
 def attend_alone(query_HD, key_KSD, value_KSD, window, softcap):

@@ -108,10 +108,8 @@ class KVCache:
             slot.append(kv_L2KnD)
 
     def release(self, slot: Slot) -> None:
-        """Give a slot's place back."""
+        """Give a slot's place back; an empty slab stays, since another is wanted soon and zeros cost time."""
         slot.slab.remove(slot)
-        if not slot.slab.slots:
-            del self._slabs[slot.slab.capacity]
 
     def _slab(self, length: int) -> Slab:
         capacity = max(MIN_CAPACITY, 1 << (length - 1).bit_length())
