@@ -12,12 +12,13 @@ Shapes: K key/value heads, G query heads for each, H in all, Q queries, T >= Q k
 S keys that they see.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steersman.models.masks import cached_causal_mask, query_blocks
+from steersman.models.masks import causal_mask, query_blocks
 
 ROWS = 128
 LONGEST = 2048  # keys; P takes T^2 bytes or so at bf16 for each head and layer
@@ -28,8 +29,9 @@ def block_attention(
 ) -> Tensor:
     """softmax(scaling * q k^T) v: 1 x H x Q x D. The queries are those of the last Q of T tokens; each sees itself and
     the past, and at most `window` tokens."""
-    num_heads, num_keys = query_1HQD.shape[1], key_1KTD.shape[1]
-    query_KGQD = (query_1HQD * scaling).reshape(num_keys, num_heads // num_keys, *query_1HQD.shape[2:])
+    _, H, Q, D = query_1HQD.shape
+    K = key_1KTD.shape[1]
+    query_KGQD = (query_1HQD * scaling).reshape(K, H // K, Q, D)
     output_KGQD: Tensor = _BlockAttention.apply(query_KGQD, key_1KTD[0], value_1KTD[0], window)  # type: ignore[no-untyped-call]
     return output_KGQD.flatten(0, 1)[None]
 
@@ -74,8 +76,13 @@ def _hide(scores_KGNS: Tensor, end: int, window: int | None) -> None:
     size, num_keys = scores_KGNS.shape[-2:]
     if window is None or end <= window:
         window, num_keys = None, size  # only keys among the block's own positions are hidden
-    hidden_NS = cached_causal_mask(size, num_keys, window).logical_not()
-    scores_KGNS[..., -num_keys:].masked_fill_(hidden_NS, -torch.inf)
+    scores_KGNS[..., -num_keys:].masked_fill_(_hidden(size, num_keys, window), -torch.inf)
+
+
+@lru_cache(maxsize=64)
+def _hidden(num_queries: int, num_keys: int, window: int | None) -> Tensor:
+    """bool[N, S], True = not attended."""
+    return causal_mask(num_queries, num_keys, window).logical_not()
 
 
 def _product(a_KGNX: Tensor, b_KXY: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Shapes: Q queries, those of the last Q of S positions.
 
 import itertools
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,9 +16,6 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, device: tor
     offset = num_keys - num_queries
     ages_QS = (torch.arange(num_queries, device=device)[:, None] + offset) - torch.arange(num_keys, device=device)
     return (ages_QS >= 0) if window is None else (ages_QS >= 0) & (ages_QS < window)
-
-
-cached_causal_mask = lru_cache(maxsize=64)(causal_mask)
 
 
 def query_blocks(num_queries: int, num_keys: int, window: int | None, rows: int) -> Iterator[tuple[slice, slice]]:

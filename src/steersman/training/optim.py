@@ -135,12 +135,9 @@ class AdamW:
     @torch.no_grad()
     def gradient_norm(self) -> float:
         """L2 norm over all gradients."""
-        norms = [
-            torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
-            for parameter in self.parameters
-            if parameter.grad is not None
-        ]
-        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
     def step(self, lr: float, scale: float) -> None:
