@@ -52,6 +52,29 @@ def test_a_second_preparation_adds_nothing(tiny_model_folder, tmp_path):
         assert torch.equal(old, new)
 
 
+def test_frozen_parameters_are_not_trained(tiny_model_folder):
+    spec, lower = TemplateSpec(control="text"), r"model\.(embed_tokens|layers\.0\.)"
+    ready = prepare_for_training(load_model(tiny_model_folder, precision="float32"), spec, freeze=[lower])
+    trained = {name for name, parameter in ready.model.named_parameters() if parameter.requires_grad}
+    assert {"model.norm.weight", "lm_head.weight", "model.layers.1.mlp.up_proj.weight"} <= trained
+    assert not any(name.startswith(("model.embed_tokens", "model.layers.0.")) for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "control", "message"),
+    [
+        ("layers", "text", "'layers' matches no parameter; their names are such as model.embed_tokens.weight"),
+        (".*", "text", "nothing is left to train"),
+        (".*embed_tokens", "special", "keep .*extra_id_0.* from being learnt"),
+    ],
+)
+def test_patterns_that_freeze_nothing_everything_or_new_tokens_are_refused(
+    tiny_model_folder, pattern, control, message
+):
+    with pytest.raises(ModelError, match=message):
+        prepare_for_training(load_model(tiny_model_folder), TemplateSpec(control=control), freeze=[pattern])
+
+
 def test_save_and_load_round_trip(tiny_model_folder, tmp_path):
     ready = prepare_for_training(load_model(tiny_model_folder, precision="float32"), SPEC)
     card = ready.card.model_copy(update={"role": "sft", "attributes": OASST, "seq_len": 64})

@@ -189,7 +189,7 @@ def test_train_once_trains_every_answer_in_one_record(run: Run) -> None:
 
 def test_train_once_keeps_a_question_that_was_only_in_a_dropped_path(run: Run) -> None:
     prompt = ask("q", answer("a"), ask("again", ask("?"), answer("b")))
-    train, _, _ = run([tree("T", prompt)], train_once=True)
+    train, _, _ = run([tree("T", prompt)], train_once=True, type="VALUE_TO_TEXT")
     assert [texts(record) for record in train] == [["q", "a"], ["q", "again", "b"]]
     assert [turn.get("train", True) for turn in train[1]["conversations"]] == [False, True, True]
 
@@ -198,6 +198,23 @@ def test_train_once_does_not_count_an_opening_answer_unless_its_label_is_learned
     prompt = answer("a", ask("q"), labels={"quality": 1.0})
     assert len(run([tree("T", prompt)], train_once=True, type="TEXT_TO_VALUE")[0]) == 1
     assert len(run([tree("T", prompt)], train_once=True, type="VALUE_TO_TEXT")[0]) == 0
+
+
+def test_train_once_teaches_a_predictor_labels_and_no_text(run: Run) -> None:
+    prompt = ask("q", answer("a", ask("more", answer("b")), labels={"quality": 0.5}), answer("c"))
+    train, _, _ = run([tree("T", prompt)], train_once=True, type="TEXT_TO_VALUE")
+    assert [texts(record) for record in train] == [["q", "a", "more", "b"]]  # "c" has no label, and nothing to teach
+    assert [turn.get("train", True) for turn in train[0]["conversations"]] == [True, True, True, False]
+
+
+def test_labels_keep_the_attributes_asked_for_in_the_schemas_order(run: Run) -> None:
+    full = {"quality": 1.0, "toxicity": 0.25, "humor": 0.5}
+    prompt = ask("q", answer("a", labels=full), answer("b", labels={"toxicity": 1.0}))
+    train, _, summary = run([tree("T", prompt)], attributes=("humor", "quality"))
+    assert [record["conversations"][1]["label"] for record in train] == ["quality:4,humor:2", None]
+    assert summary.attributes is not None and summary.attributes.names == ("quality", "humor")
+    with pytest.raises(ValidationError, match="did you mean 'quality'"):
+        run([], attributes=("qualty",))
 
 
 def test_derived_verbosity_is_the_fifth_of_the_training_lengths(run: Run) -> None:

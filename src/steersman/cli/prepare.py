@@ -58,6 +58,9 @@ def oasst(
     fold: Fold = None,
     limit: Limit = None,
     label_turns: Annotated[Literal["assistant", "all"], typer.Option(help="Whose labels to keep.")] = "assistant",
+    attributes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Attributes that labels keep; default: all. Repeatable.")
+    ] = None,
     lang: Annotated[bool, typer.Option("--lang", help="End labels in lang:en.")] = False,
     derive: Derive = None,
     train_once: Annotated[

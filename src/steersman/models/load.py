@@ -4,8 +4,10 @@ Only safetensors weights are read: nothing is ever unpickled. A folder without a
 addressed by the tokenizer's own chat template when it has one, and by the `extra_id` template in plain text otherwise.
 """
 
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -222,10 +224,22 @@ def _set_rows_to_mean(model: PreTrainedModel, rows: Sequence[int]) -> None:
         weight_VH[list(rows)] = weight_VH[others_V].mean(0, dtype=torch.float32).to(weight_VH.dtype)
 
 
-def prepare_for_training(loaded: LoadedModel, spec: TemplateSpec, lora: LoraConfig | None = None) -> LoadedModel:
+def prepare_for_training(
+    loaded: LoadedModel, spec: TemplateSpec, lora: LoraConfig | None = None, freeze: Sequence[str] = ()
+) -> LoadedModel:
     """The model made ready to learn a template: missing control tokens added with mean rows, LoRA wrapped around it.
 
     A model that carries an adapter already keeps it, made trainable (`lora` must then be None).
+
+    Args:
+        loaded: the model.
+        spec: the template.
+        lora: wrap an adapter around it.
+        freeze: regular expressions for the beginnings of names of parameters that are not to be trained.
+
+    Raises:
+        ModelError: an adapter that cannot be given the tokens, a second adapter, or a pattern that freezes nothing,
+            new tokens or everything.
     """
     model, tokenizer = loaded.model, loaded.encoder.tokenizer
     added = add_control_tokens(tokenizer, spec)
@@ -244,11 +258,28 @@ def prepare_for_training(loaded: LoadedModel, spec: TemplateSpec, lora: LoraConf
             parameter.requires_grad_("lora_" in name or "trainable_tokens_delta" in name)
     elif lora is not None:
         model = add_lora(model, lora, new_ids)
+    _freeze(model, freeze, added)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:
             module.sparse = True  # its gradient has a row for each token of the batch, not for the whole vocabulary
     card = loaded.card.model_copy(update={"template": spec})
     return replace(loaded, model=model, encoder=Encoder(tokenizer, spec), card=card)
+
+
+def _freeze(model: PreTrainedModel | PeftModel, patterns: Sequence[str], added: Sequence[str]) -> None:
+    """Stop training the parameters that the patterns match."""
+    embeddings = [e.weight for e in (model.get_input_embeddings(), model.get_output_embeddings())]
+    for pattern in patterns:
+        matched = [parameter for name, parameter in model.named_parameters() if re.match(pattern, name)]
+        if not matched:
+            names = ", ".join(name for name, _ in itertools.islice(model.named_parameters(), 3))
+            raise ModelError(f"freeze: {pattern!r} matches no parameter; their names are such as {names}")
+        if added and any(parameter is embedding for parameter in matched for embedding in embeddings):
+            raise ModelError(f"freeze: {pattern!r} would keep {added} from being learnt; use `control: text`")
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("freeze: nothing is left to train")
 
 
 def _sync(folder: Path) -> None:

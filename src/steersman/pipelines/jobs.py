@@ -106,6 +106,8 @@ class TrainSettings(Config):
         steps, epochs: length of the run; exactly one. An epoch is as many sequences as all training files hold.
         optim: optimiser.
         lora: train an adapter instead of all weights.
+        freeze: regular expressions; a parameter whose name one of them matches (from its beginning) keeps its value.
+            Nothing is computed for a gradient below the lowest layer that is trained.
         precision: "bfloat16" computes in bf16 and keeps fp32 master weights, "bfloat16-stochastic" keeps everything in
             bf16, "auto" is "bfloat16" where the processor is fast at it and "float32" elsewhere.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
@@ -121,6 +123,7 @@ class TrainSettings(Config):
     epochs: int | None = Field(default=None, ge=1)
     optim: OptimConfig
     lora: LoraConfig | None = None
+    freeze: tuple[str, ...] = ()
     precision: Precision = "auto"
     activation_checkpointing: bool = False
     validation: ValidateConfig = Field(default_factory=ValidateConfig)
@@ -265,7 +268,7 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
         raise ConfigError(f"seq_len {config.seq_len} exceeds the {loaded.window} tokens that {config.model} can take")
     torch.manual_seed(derive_seed(config.seed, "adapter"))
     loaded = prepare_for_training(
-        loaded, config.template or ModelCard.load(config.model).training_template, config.lora
+        loaded, config.template or ModelCard.load(config.model).training_template, config.lora, config.freeze
     )
     if config.activation_checkpointing:
         plain_model(loaded.model).activation_checkpointing_enable()

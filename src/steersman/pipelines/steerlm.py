@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from steersman import config as configs
 from steersman import jsonl
-from steersman.attributes import OASST, AttributeSchema
+from steersman.attributes import AttributeSchema
 from steersman.errors import ConfigError
 from steersman.evaluation import report
 from steersman.evaluation.pictures import LossCurve
@@ -127,7 +127,7 @@ class SteerLM:
             config=section.model_dump(mode="json"),
             inputs=steerlm_data.inputs(config),
         )
-        return SteerData(folder, *((config.data.folds, OASST) if config.data else (1, world.SCHEMA)))
+        return SteerData(folder, config.data.folds if config.data else 1, steerlm_data.judged(config))
 
     def pretrain(self, data: SteerData) -> str:
         """The base model; the sandbox trains its own from random weights."""

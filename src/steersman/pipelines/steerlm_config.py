@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from steersman.attributes import OASST
 from steersman.card import TemplateSpec
 from steersman.config import Config
 from steersman.models.load import Precision
@@ -22,6 +23,7 @@ class TreeData(Config):
         questions: prompts of the steering evaluation (see sources.prompts); by default the opening questions of the
             held-out trees.
         limit: read only the first so many lines (trees) of `labelled`, and of `unlabelled`.
+        attributes: those that predictors learn and labels hold; all by default.
         relabel: fine-tune on predicted labels for the labelled trees too, as the paper does; otherwise human labels
             stay, and the predictor labels the rest.
         folds: predictors to train, each on all folds but one. A whole run has two: one annotates, the other measures.
@@ -34,6 +36,7 @@ class TreeData(Config):
     unlabelled: tuple[str, ...] = ()
     questions: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    attributes: tuple[str, ...] = OASST.names
     relabel: bool = False
     folds: int = Field(default=2, ge=2)
     split_ratio: float = Field(default=0.9, gt=0, lt=1)

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from steersman import jsonl
-from steersman.attributes import AttributeSchema
+from steersman.attributes import OASST, AttributeSchema
 from steersman.evaluation.predictor import HumanValues
 from steersman.evaluation.report import DataSet
 from steersman.pipelines.human_values import read_human_values
@@ -98,12 +98,18 @@ class SteerData:
         return [orjson.loads(line) for _, line in jsonl.read_lines(path)] if path.exists() else []
 
 
+def _oasst(data: TreeData, folder: Path) -> OasstConfig:
+    """How the labelled trees are read for fine-tuning."""
+    return OasstConfig(
+        input=data.labelled, output_prefix=str(folder / "labelled"), type="VALUE_TO_TEXT", train_once=True,
+        attributes=data.attributes, limit=data.limit, seed=data.seed, split_ratio=data.split_ratio,
+        derive=data.derive, overwrite=True,
+    )  # fmt: skip
+
+
 def prepare_trees(data: TreeData, folder: Path) -> dict[str, Any]:
     """Fill a folder from human-labelled trees; returns counts."""
-    labelled = OasstConfig(
-        input=data.labelled, output_prefix=str(folder / "labelled"), type="VALUE_TO_TEXT", train_once=True,
-        limit=data.limit, seed=data.seed, split_ratio=data.split_ratio, derive=data.derive, overwrite=True,
-    )  # fmt: skip
+    labelled = _oasst(data, folder)
     prepare_folds(labelled, folder, data.folds)
     schema = prepare_oasst(labelled).attributes
     sets = [
@@ -177,6 +183,11 @@ def prepare(config: SteerLMConfig, folder: Path) -> dict[str, Any]:
         return prepare_trees(config.data, folder)
     assert config.sandbox
     return prepare_sandbox(config.sandbox, folder)
+
+
+def judged(config: SteerLMConfig) -> AttributeSchema:
+    """What people (in the sandbox: rules) say of an answer, as far as the recipe wants it."""
+    return OASST.restrict(set(config.data.attributes)) if config.data else world.SCHEMA
 
 
 def human_values(config: SteerLMConfig) -> HumanValues | None:

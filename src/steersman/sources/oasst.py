@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from steersman.attributes import OASST, AttributeSchema, fraction_to_value
 from steersman.errors import DataError, LabelError
@@ -36,8 +36,9 @@ class OasstConfig(ConversationConfig):
 
     Attributes:
         label_turns: "assistant": user turns lose their labels; "all": they keep them.
+        attributes: those that labels keep; all by default.
         train_once: a turn that several paths share is trained in the first of them only (`"train": false` in the
-            others), and a path that trains nothing new is left out.
+            others), and a path that trains nothing new is left out. Under TEXT_TO_VALUE nothing but labels is trained.
         lang: labels end in `lang:en`.
         preferences: write preference pairs in place of conversations: all pairs of differently ranked assistant
             replies to one user message, best first, `margin` being the difference of ranks.
@@ -45,9 +46,17 @@ class OasstConfig(ConversationConfig):
 
     type: ConversationType | None = "TEXT_TO_VALUE"
     label_turns: Literal["assistant", "all"] = "assistant"
+    attributes: tuple[str, ...] = OASST.names
     train_once: bool = False
     lang: bool = False
     preferences: bool = False
+
+    @field_validator("attributes")
+    @classmethod
+    def _check_attributes(cls, attributes: tuple[str, ...]) -> tuple[str, ...]:
+        for name in attributes:
+            OASST[name]
+        return attributes
 
     @model_validator(mode="after")
     def _check_preferences(self) -> "OasstConfig":
@@ -55,10 +64,15 @@ class OasstConfig(ConversationConfig):
             raise ValueError("preferences have no labels: drop derive, train_once and lang")
         return self
 
+    @property
+    def schema(self) -> AttributeSchema:
+        """What labels may hold."""
+        return OASST.restrict(set(self.attributes)).model_copy(update={"language": self.lang})
+
 
 def prepare_oasst(config: OasstConfig, bar: Bar = no_bar) -> DataSummary:
     """Prepare OpenAssistant trees or message rows. See `prepare.prepare` for what is written and raised."""
-    schema = OASST.model_copy(update={"language": config.lang})
+    schema = config.schema
 
     def group(tree: Tree) -> Group:
         return Group(tree.id, preferences(tree) if config.preferences else conversations(tree, config, schema))
@@ -250,7 +264,10 @@ def conversations(tree: Tree, config: OasstConfig, schema: AttributeSchema) -> l
         num_shared = sum(index <= last for index in path)
         turns = [messages[index] for index in path]
         if config.train_once:
-            turns[:num_shared] = [turn.model_copy(update={"train": False}) for turn in turns[:num_shared]]
+            turns = [
+                turn.model_copy(update={"train": False}) if place < num_shared or _is_unlabelled(turn, config) else turn
+                for place, turn in enumerate(turns)
+            ]
         conversation = Conversation.model_validate(
             {
                 "system": config.system,
@@ -269,15 +286,22 @@ def conversations(tree: Tree, config: OasstConfig, schema: AttributeSchema) -> l
 
 def _message(node: Node, config: OasstConfig, schema: AttributeSchema) -> Message:
     label = None
-    if node.values and (node.role == ASSISTANT or config.label_turns == "all"):
-        label = schema.encode(node.values, node.language if config.lang else None)
+    values = {name: value for name, value in node.values.items() if name in schema}
+    if values and (node.role == ASSISTANT or config.label_turns == "all"):
+        label = schema.encode(values, node.language if config.lang else None)
     return Message(role=node.role, value=node.text, label=label)
 
 
+def _is_unlabelled(turn: Message, config: OasstConfig) -> bool:
+    """Whether a turn has nothing to teach a predictor; without a label, its text would be trained."""
+    return config.type == "TEXT_TO_VALUE" and turn.label is None and turn.role == ASSISTANT
+
+
 def _is_trained(conversation: Conversation, index: int) -> bool:
-    """Whether something of a turn is trained: its role is not masked, and it is not an opening turn to be obeyed."""
+    """Whether something of a turn is trained: it may be, its role is not masked, and it is no opening turn to obey."""
+    turn = conversation.conversations[index]
     opens = index == 0 and conversation.type != "TEXT_TO_VALUE"
-    return not opens and not conversation.is_masked(conversation.conversations[index])
+    return turn.train and not opens and not conversation.is_masked(turn)
 
 
 def preferences(tree: Tree) -> list[Branch]:
