@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steersman.models.attention import attention, causal_attention
-from steersman.models.block_attention import ROWS, block_attention
+from steersman.models.block_attention import ROWS, block_attention, pays
 from steersman.models.masks import causal_mask
 
 
@@ -44,15 +44,23 @@ def test_equals_masked_attention_forward_and_backward(num_tokens, window, past):
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_long_sequences_that_keep_no_weights_are_attended_the_same(softcap, monkeypatch):
+def test_where_it_does_not_pay_attention_is_the_same(softcap, monkeypatch):
     query, key, value, _ = example(200)
-    monkeypatch.setattr("steersman.models.attention.LONGEST", 50)
+    assert not pays(query, 200)
     monkeypatch.setattr("steersman.models.attention.MASKED_ROWS", 64)
     for window in (None, 70):
         options = {"scaling": 0.3, "softcap": softcap}
         found = causal_attention(query[:, :, 30:], key, value, window=window, **options)
         plain = attention(query[:, :, 30:], key, value, mask=causal_mask(170, 200, window), **options)
         torch.testing.assert_close(found, plain)
+
+
+def test_it_pays_at_bf16_from_some_length_on_and_up_to_one_where_a_backward_pass_follows():
+    wide, narrow = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    assert [pays(narrow, length) for length in (64, 65, 2048, 2049)] == [False, True, True, False]
+    assert not pays(wide, 500)
+    with torch.no_grad():
+        assert pays(narrow, 2049)
 
 
 def test_bfloat16_stays_near_the_exact_gradients():

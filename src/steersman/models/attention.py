@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from steersman.models.block_attention import LONGEST, block_attention
+from steersman.models.block_attention import block_attention, pays
 from steersman.models.masks import causal_mask, query_blocks
 
 IMPLEMENTATION = "steersman"
@@ -84,8 +84,7 @@ def causal_attention(
     """Attention of one sequence's last Q of S tokens to themselves and the past, at most `window` tokens each:
     1 x H x Q x D."""
     num_queries, num_keys = query_1HQD.shape[2], key_1KSD.shape[2]
-    keeps_much = torch.is_grad_enabled() and num_keys > LONGEST
-    if query_1HQD.device.type == "cpu" and softcap is None and not keeps_much:
+    if softcap is None and pays(query_1HQD, num_keys):
         return block_attention(query_1HQD, key_1KSD, value_1KSD, scaling=scaling, window=window)
     options: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
     if num_queries == num_keys and (window is None or num_keys <= window):

@@ -21,7 +21,13 @@ from torch import Tensor
 from steersman.models.masks import causal_mask, query_blocks
 
 ROWS = 128
-LONGEST = 2048  # keys; P takes T^2 bytes or so at bf16 for each head and layer
+SHORTEST, LONGEST = 64, 2048  # keys; P takes T^2 bytes or so for each head and layer
+
+
+def pays(query_1HQD: Tensor, num_keys: int) -> bool:
+    """Whether this is faster than PyTorch's kernel, and P, if a backward pass needs it, small enough to be kept."""
+    on_fast_cpu = query_1HQD.device.type == "cpu" and query_1HQD.dtype == torch.bfloat16
+    return on_fast_cpu and num_keys > SHORTEST and (num_keys <= LONGEST or not torch.is_grad_enabled())
 
 
 def block_attention(
