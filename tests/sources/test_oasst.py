@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from steersman.attributes import AttributeSchema
 from steersman.errors import DataError
 from steersman.records import PreferencePair
 from steersman.sources.oasst import OasstConfig, prepare_oasst
@@ -212,7 +213,7 @@ def test_labels_keep_the_attributes_asked_for_in_the_schemas_order(run: Run) -> 
     prompt = ask("q", answer("a", labels=full), answer("b", labels={"toxicity": 1.0}))
     train, _, summary = run([tree("T", prompt)], attributes=("humor", "quality"))
     assert [record["conversations"][1]["label"] for record in train] == ["quality:4,humor:2", None]
-    assert summary.attributes is not None and summary.attributes.names == ("quality", "humor")
+    assert summary.attributes == AttributeSchema.of("quality", "humor")
     with pytest.raises(ValidationError, match="did you mean 'quality'"):
         run([], attributes=("qualty",))
 

@@ -33,7 +33,6 @@ from steersman.pipelines.steerlm_config import Bound, SteerLMConfig
 from steersman.pipelines.steerlm_data import SteerData, survey
 from steersman.randomness import stream
 from steersman.records import Conversation
-from steersman.sandbox import world
 from steersman.sandbox.oracle import Oracle
 from steersman.sources.prepare import Bar, no_bar
 from steersman.steerlm.annotate import annotate, turns_to_label

@@ -65,14 +65,14 @@ class OasstConfig(ConversationConfig):
         return self
 
     @property
-    def schema(self) -> AttributeSchema:
+    def label_schema(self) -> AttributeSchema:
         """What labels may hold."""
         return OASST.restrict(set(self.attributes)).model_copy(update={"language": self.lang})
 
 
 def prepare_oasst(config: OasstConfig, bar: Bar = no_bar) -> DataSummary:
     """Prepare OpenAssistant trees or message rows. See `prepare.prepare` for what is written and raised."""
-    schema = config.schema
+    schema = config.label_schema
 
     def group(tree: Tree) -> Group:
         return Group(tree.id, preferences(tree) if config.preferences else conversations(tree, config, schema))
