@@ -8,7 +8,8 @@
     ├── ModelError       a model folder is absent, half-written or of the wrong kind
     ├── OutputError      a result cannot be written: path exists, no space
     ├── NonFiniteError   a loss or gradient is NaN or infinite
-    └── RemoteError      a server answered with an error, or not at all
+    ├── RemoteError      a server answered with an error, or not at all
+    └── BusyError        a server's queue is full: ask again later
 
 The command line prints the message alone and exits with status 1 (2 for `ConfigError`): a message says what
 is wrong, where, and what to do about it. Anything else that escapes is a bug and shows its traceback.
@@ -60,3 +61,11 @@ class NonFiniteError(SteersmanError):
 
 class RemoteError(SteersmanError):
     """A server answered with an error, or not at all."""
+
+
+class BusyError(SteersmanError):
+    """A server has no room for a request now; `pause` is after how many seconds to ask again."""
+
+    def __init__(self, message: str, pause: int) -> None:
+        super().__init__(message)
+        self.pause = pause

@@ -103,6 +103,8 @@ class Completion(BaseModel):
         finish_reason: "stop" (end token or stop string), "length" (token budget or window).
         stop: the stop string that ended it, if one did.
         logprobs: natural log-probability of each generated token under the untempered model, when asked for.
+        top_logprobs: for each generated token, the likeliest tokens in its place -> their log-probabilities, when asked
+            for.
         num_prompt_tokens: tokens of the prompt.
         num_cached_tokens: how many of those were not computed again.
     """
@@ -114,6 +116,7 @@ class Completion(BaseModel):
     finish_reason: Literal["stop", "length"]
     stop: str | None = None
     logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
 
@@ -172,9 +175,11 @@ class Prompt(BaseModel):
         text: with template and control strings, ready to be tokenised as one piece.
         literal: character spans of `text` (users' own words) in which a control string is ordinary text and never
             becomes a special token.
+        token_ids: the tokens, where somebody else has made them; `text` then says nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
     literal: tuple[Span, ...] = ()
+    token_ids: tuple[int, ...] | None = None

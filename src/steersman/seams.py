@@ -28,6 +28,7 @@ class Sampling:
         stop: strings that end the answer; they are cut from `Completion.text`.
         seed: of this request's own random stream; None draws a fresh one.
         logprobs: ask for the log-probability of each token.
+        top_logprobs: with `logprobs`: ask for those of so many likeliest tokens in its place, too.
     """
 
     max_tokens: int = 64
@@ -40,6 +41,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -50,6 +52,7 @@ class Sampling:
             "repetition_penalty must be at least 1": 1 <= self.repetition_penalty < float("inf"),
             "min_tokens must be 0 or more": self.min_tokens >= 0,
             "stop strings must not be empty": all(self.stop),
+            "top_logprobs must be 0 or more": self.top_logprobs >= 0,
         }
         for message, holds in checks.items():
             if not holds:
@@ -96,6 +99,19 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenScoreRequest:
+    """Tokens to score, each given all before it; the first has no probability.
+
+    Attributes:
+        token_ids: at least one.
+        top: how many likeliest tokens in each one's place to name.
+    """
+
+    token_ids: tuple[int, ...]
+    top: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """Log-probabilities of a continuation.
 
@@ -104,11 +120,13 @@ class Scored:
         logprobs: natural log-probability of each, given everything before it; may be empty under `compare_only`.
         alternatives: for each requested span, the log-probability of each candidate given everything before the span
             (not normalised over the candidates); see `ScoreRequest.compare_only`.
+        top_logprobs: for each token, the likeliest tokens in its place -> their log-probabilities, when asked for.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     alternatives: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
 
 
 Progress = Callable[[int], Any]

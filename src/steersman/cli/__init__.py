@@ -28,6 +28,7 @@ VERBS = {
     "bootstrap": "Sample answers at maximum quality, annotate them, keep the best.",
     "generate": "Complete a file of prompts.",
     "chat": "Talk to a model in the terminal and steer it.",
+    "serve": "Serve a model: NeMo's and OpenAI's HTTP APIs, with dials.",
     "evaluate": "Measure a predictor or how well a model obeys its attributes.",
     "run": "Run a whole pipeline, stage by stage, up to its report.",
     "convert": "Turn a GGUF file into a Hugging Face folder.",

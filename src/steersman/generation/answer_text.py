@@ -88,3 +88,13 @@ class AnswerText:
             (n for stop in self._stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])),
             default=0,
         )
+
+
+def text_starts(decode: Callable[[list[int]], str], before: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """Where the text of each token begins, in characters from where the first one's does."""
+    text = AnswerText(decode, before, ())
+    starts = []
+    for token in ids:
+        starts.append(len(text.text))
+        text.push(token)
+    return starts

@@ -42,12 +42,14 @@ class TokenisedContinuation:
         first: index of the continuation's first token.
         alternatives: span of the continuation -> its candidates.
         compare_only: only the logits of candidates, all of one token, are asked for.
+        top: how many likeliest tokens in the place of each one of the continuation are asked for.
     """
 
     ids: list[int]
     first: int
     alternatives: dict[Span, Alternatives]
     compare_only: bool = False
+    top: int = 0
 
 
 def _one_begins_another(rows: Sequence[list[int]]) -> bool:

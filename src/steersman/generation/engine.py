@@ -30,13 +30,13 @@ from torch import Tensor
 from steersman.errors import ConfigError, DataError
 from steersman.generation.answer_text import AnswerText
 from steersman.generation.cache import CachedAttention, KVCache, row_order
-from steersman.generation.continuations import ContinuationTokeniser
-from steersman.generation.jobs import Generation, Scoring, TokenSequence
+from steersman.generation.continuations import ContinuationTokeniser, TokenisedContinuation
+from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequence
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
 from steersman.records import Completion
-from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest
+from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest, TokenScoreRequest
 
 LOGITS_AT_ONCE = 1 << 25
 """Most logits in memory while scoring (128 MB)."""
@@ -55,11 +55,13 @@ class Event:
     Attributes:
         handle: of the request.
         text: further text of its answer; together, the events' texts are `Completion.text`.
+        drawn: the tokens drawn since the last event, when log-probabilities are asked for.
         result: the whole answer, in the request's last event.
     """
 
     handle: int
     text: str = ""
+    drawn: tuple[DrawnToken, ...] = ()
     result: Completion | Scored | None = None
 
 
@@ -102,6 +104,7 @@ class Engine:
         self._prefixes = PrefixCache(prefix_cache_tokens)
         self._tokenise = ContinuationTokeniser(loaded.encoder)
         self._end_ids = list(loaded.encoder.eos_ids)
+        self.vocabulary = head_weight(loaded.model).shape[0]
         self._handles = count()
         self._jobs: dict[int, Generation | Scoring] = {}
         self._waiting: deque[tuple[int, list[TokenSequence]]] = (
@@ -120,12 +123,14 @@ class Engine:
         """
         return self._run(requests, Completion, progress)
 
-    def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[Scored]:
+    def score(
+        self, requests: Sequence[ScoreRequest | TokenScoreRequest], progress: Progress | None = None
+    ) -> list[Scored]:
         """One result a request, in order.
 
         Raises:
             DataError: a text is longer than the model's window, has nothing before its continuation, or a span with
-                alternatives does not hold one of them.
+                alternatives does not hold one of them; a token is not of the vocabulary.
         """
         return self._run(requests, Scored, progress)
 
@@ -145,7 +150,7 @@ class Engine:
 
     def _run(
         self,
-        requests: Sequence[GenerationRequest] | Sequence[ScoreRequest],
+        requests: Sequence[GenerationRequest | ScoreRequest | TokenScoreRequest],
         result_type: type[Result],
         progress: Progress | None,
     ) -> list[Result]:
@@ -178,7 +183,7 @@ class Engine:
         """Sequences not begun for want of room."""
         return sum(len(sequences) for _, sequences in self._waiting)
 
-    def submit(self, request: GenerationRequest | ScoreRequest) -> int:
+    def submit(self, request: GenerationRequest | ScoreRequest | TokenScoreRequest) -> int:
         """Queue a request; the handle that its events bear.
 
         Raises:
@@ -190,7 +195,11 @@ class Engine:
             self._jobs[handle] = generation
             self._waiting.append((handle, generation.sequences))
         else:
-            tokenised = self._tokenise(request)
+            if isinstance(request, TokenScoreRequest):
+                tokenised = TokenisedContinuation(list(request.token_ids), 1, {}, top=request.top)
+                self._check_vocabulary(tokenised.ids)
+            else:
+                tokenised = self._tokenise(request)
             if len(tokenised.ids) > self.window:
                 raise DataError(f"a text of {len(tokenised.ids)} tokens exceeds the model's window of {self.window}")
             scoring = Scoring(handle, tokenised)
@@ -225,6 +234,8 @@ class Engine:
         if len(prompts) > self.max_batch:
             raise ConfigError("a guided request takes two sequences: set max_batch to 2 or more")
         sequences = [TokenSequence(self.encoder.encode_prompt(prompt)) for prompt in prompts]
+        for sequence in sequences:
+            self._check_vocabulary(sequence.ids)
         longest = max(len(sequence.ids) for sequence in sequences)
         if not all(sequence.ids for sequence in sequences):
             raise DataError("the prompt is empty: there is nothing to continue")
@@ -242,6 +253,11 @@ class Engine:
             num_prompt=len(sequences[0].ids),
             text=AnswerText(self.encoder.decode, sequences[0].ids, sampling.stop),
         )
+
+    def _check_vocabulary(self, ids: Sequence[int]) -> None:
+        """Raise `DataError` for a token that the model does not know; only given ids can hold one."""
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            raise DataError(f"token ids must lie in 0-{self.vocabulary - 1}")
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) + len(self._waiting[0][1]) <= self.max_batch:
@@ -331,8 +347,12 @@ class Engine:
             logits_RV = self._logits(hidden_TH[[index for _, _, index in part]])
             wanted = [(r, token) for r, (sequence, at, _) in enumerate(part) for token in sorted(sequence.targets[at])]
             row_M, token_M = torch.tensor(wanted, device=self._device).T
-            logprob_M = logits_RV[row_M, token_M] - logits_RV.logsumexp(-1)[row_M]
+            log_sum_R = logits_RV.logsumexp(-1)
+            logprob_M = logits_RV[row_M, token_M] - log_sum_R[row_M]
             check_finite(logprob_M)
+            for r, (sequence, position, _) in enumerate(part):
+                if sequence.top:
+                    sequence.top_logprobs[position] = _likeliest(logits_RV[r] - log_sum_R[r], sequence.top)
             for (r, token), logprob in zip(wanted, logprob_M.tolist(), strict=True):
                 sequence, position, _ = part[r]
                 sequence.logprobs[position, token] = logprob
@@ -376,7 +396,10 @@ class Engine:
         token_R = choose(logits_RV, [Draw(job.sampling, job.seed, job.num_drawn) for job in ready])
         for row, job in enumerate(ready):
             if job.sampling.logprobs:
-                job.logprobs.append(float(model_logits_RV[row].log_softmax(0)[token_R[row]]))
+                logprob_V = model_logits_RV[row].log_softmax(0)
+                token = int(token_R[row])
+                top = _likeliest(logprob_V, job.sampling.top_logprobs)
+                job.drawn.append(DrawnToken(token, float(logprob_V[token]), top))
         for job, token in zip(ready, token_R.tolist(), strict=True):
             event = self._extend(job, token)
             if event.text or event.result:
@@ -403,7 +426,8 @@ class Engine:
             job.text.push(token, may_stop=job.may_end)
         over = ended or job.text.stop is not None or job.num_drawn == job.budget
         if not over:
-            return Event(job.handle, job.text.take())
+            text = job.text.take()
+            return Event(job.handle, text, job.take_drawn() if text else ())
         job.text.finish(may_stop=job.may_end)
         for sequence in job.sequences:
             assert sequence.slot is not None
@@ -411,7 +435,7 @@ class Engine:
             self._stop(sequence)
         del self._jobs[job.handle]
         result = job.completion(ended or job.text.stop is not None)
-        return Event(job.handle, job.text.take(complete=True), result)
+        return Event(job.handle, job.text.take(complete=True), job.take_drawn(), result)
 
     # --- Scoring ends
 
@@ -429,3 +453,9 @@ class Engine:
             job = self._scored.pop()
             if self._jobs.pop(job.handle, None):  # not cancelled meanwhile
                 yield Event(job.handle, result=job.scored())
+
+
+def _likeliest(logprob_V: Tensor, num: int) -> dict[int, float]:
+    """The `num` likeliest tokens, the likeliest first, with their log-probabilities."""
+    top = logprob_V.topk(min(num, len(logprob_V)))
+    return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))

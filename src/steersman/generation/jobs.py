@@ -37,7 +37,9 @@ class TokenSequence:
         ids: the tokens; what is drawn is appended.
         targets: position -> tokens whose log-probability right after it is asked for.
         compare_only: their logits will do.
+        top: how many likeliest tokens to name beside each target.
         logprobs: (position, token) -> that log-probability, or logit.
+        top_logprobs: position -> the likeliest tokens right after it, with their log-probabilities.
         slot: None before it starts and after it ends.
         num_cached: leading tokens that were not computed again.
         hidden_H: hidden state at the last token computed.
@@ -46,7 +48,9 @@ class TokenSequence:
     ids: list[int]
     targets: Targets = field(default_factory=dict)
     compare_only: bool = False
+    top: int = 0
     logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
+    top_logprobs: dict[int, dict[int, float]] = field(default_factory=dict)
     slot: Slot | None = None
     num_cached: int = 0
     hidden_H: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -62,6 +66,21 @@ class TokenSequence:
         return min(self.targets, default=len(self.ids) - 1)
 
 
+@dataclass(frozen=True)
+class DrawnToken:
+    """A token of an answer.
+
+    Attributes:
+        id: the token.
+        logprob: its natural log-probability under the untempered model.
+        top_logprobs: the likeliest tokens in its place -> theirs; as many as were asked for.
+    """
+
+    id: int
+    logprob: float
+    top_logprobs: dict[int, float]
+
+
 @dataclass(eq=False)
 class Generation:
     """A generation request.
@@ -75,7 +94,8 @@ class Generation:
         budget: most tokens it may draw.
         num_prompt: tokens of the prompt.
         text: of the answer so far.
-        logprobs: of the tokens drawn, when asked for.
+        drawn: the tokens drawn, when their log-probabilities are asked for.
+        num_told: how many of them events have told of.
     """
 
     handle: int
@@ -86,7 +106,8 @@ class Generation:
     budget: int
     num_prompt: int
     text: AnswerText
-    logprobs: list[float] = field(default_factory=list)
+    drawn: list[DrawnToken] = field(default_factory=list)
+    num_told: int = 0
 
     @property
     def num_drawn(self) -> int:
@@ -107,13 +128,20 @@ class Generation:
         """Whether the next token can be drawn."""
         return all(sequence.num_missing == 0 for sequence in self.sequences)
 
+    def take_drawn(self) -> tuple[DrawnToken, ...]:
+        """The tokens drawn since the last call."""
+        drawn, self.num_told = self.drawn[self.num_told :], len(self.drawn)
+        return tuple(drawn)
+
     def completion(self, ended: bool) -> Completion:
+        sampling = self.sampling
         return Completion(
             text=self.text.text,
             token_ids=self.sequences[0].ids[self.num_prompt :],
             finish_reason="stop" if ended else "length",
             stop=self.text.stop,
-            logprobs=self.logprobs if self.sampling.logprobs else None,
+            logprobs=[token.logprob for token in self.drawn] if sampling.logprobs else None,
+            top_logprobs=[token.top_logprobs for token in self.drawn] if sampling.top_logprobs else None,
             num_prompt_tokens=self.num_prompt,
             num_cached_tokens=self.sequences[0].num_cached,
         )
@@ -137,7 +165,7 @@ class Scoring:
                     own = TokenSequence([*ids[:start], *candidate[:-1]], targets_of((start + 1, candidate[1:])))
                     self._carriers[span, index] = own
         targets = targets_of(*runs)
-        self._main = TokenSequence(ids[: max(targets, default=-1) + 1], targets, request.compare_only)
+        self._main = TokenSequence(ids[: max(targets, default=-1) + 1], targets, request.compare_only, request.top)
         self.sequences = [self._main, *self._carriers.values()] if targets else []
         self.num_open = len(self.sequences)
 
@@ -156,6 +184,7 @@ class Scoring:
                 ]
                 for span, alternatives in self.request.alternatives.items()
             },
+            top_logprobs=[self._main.top_logprobs[position] for position in sorted(self._main.top_logprobs)],
         )
 
     def _logprob(self, start: int, candidate: Sequence[int], carrier: TokenSequence) -> float:

@@ -196,7 +196,7 @@ class Encoder:
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The ids of a prompt."""
-        return self.encode(prompt.text, prompt.literal).ids
+        return self.encode(prompt.text, prompt.literal).ids if prompt.token_ids is None else list(prompt.token_ids)
 
     def encode_conversation(self, conversation: Conversation, seq_len: int | None = None) -> Tokenized:
         """A conversation and its loss mask, cut to `seq_len` + 1 tokens."""

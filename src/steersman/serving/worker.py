@@ -1,0 +1,229 @@
+"""The engine's thread: requests come in from asyncio, and what becomes of them goes back.
+
+A model computes one forward call at a time, so one thread drives the engine. Between two calls it takes what has come
+in meanwhile: new requests, which join the running batch, and cancellations, which free their places. Nothing but that
+thread ever touches the engine.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any
+
+from steersman.errors import BusyError, SteersmanError
+from steersman.generation.engine import Engine, Event
+from steersman.records import Completion
+from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest, TokenScoreRequest
+from steersman.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Request = GenerationRequest | ScoreRequest | TokenScoreRequest
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 1, 60
+"""Seconds that a client may be asked to wait before it tries again."""
+
+
+class Call:
+    """Requests that came together, as the task that waits for them sees them.
+
+    Attributes:
+        requests: in order; events name them by their index.
+        opened: when they came, on the monotonic clock.
+        handles: what the engine calls those it has taken; its thread's own.
+    """
+
+    def __init__(self, requests: Sequence[Request], loop: asyncio.AbstractEventLoop) -> None:
+        self.requests = requests
+        self.opened = monotonic()
+        self.handles: dict[int, int] = {}  # handle -> index
+        self._loop = loop
+        self._looked_at = asyncio.Event()
+        self._refusal: Exception | None = None
+        self._events: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
+
+    def accept(self) -> None:
+        """The engine has taken them all; said by its thread."""
+        self._tell(self._looked_at.set)
+
+    def put(self, event: tuple[int, Event] | Exception) -> None:
+        """Something happened to one, or went wrong for all; said by the engine's thread."""
+        self._tell(self._take, event)
+
+    def _tell(self, hear: Callable[..., None], *what: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has gone, and the task with it
+            self._loop.call_soon_threadsafe(hear, *what)
+
+    def _take(self, event: tuple[int, Event] | Exception) -> None:
+        self._events.put_nowait(event)
+        if not self._looked_at.is_set():
+            self._refusal = event if isinstance(event, Exception) else None
+            self._looked_at.set()
+
+    async def accepted(self) -> None:
+        """Wait until the engine has looked at the requests.
+
+        Raises:
+            SteersmanError: it cannot serve one of them.
+        """
+        await self._looked_at.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """What happens to the requests, each by its index, up to the last result.
+
+        Raises:
+            SteersmanError: a request cannot be served as it is, or the model failed.
+        """
+        num_open = len(self.requests)
+        while num_open:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            num_open -= event[1].result is not None
+            yield event
+
+    async def results(self) -> list[Completion | Scored]:
+        """The whole answers, in order."""
+        found = {index: event.result async for index, event in self.events() if event.result is not None}
+        return [found[index] for index in range(len(self.requests))]
+
+
+class EngineWorker:
+    """Serves one engine to many tasks.
+
+    Args:
+        engine: used by nobody else.
+        max_queue: most requests that wait for a place in the batch.
+        metrics: told of what happens.
+    """
+
+    def __init__(self, engine: Engine, *, max_queue: int, metrics: Metrics) -> None:
+        self.engine = engine
+        self.max_queue = max_queue
+        self.metrics = metrics
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._calls: dict[int, Call] = {}  # of the handles that the engine works on; the thread's own
+        self._num_open = 0  # requests of open calls; the loop's own
+        self._seconds = 1.0  # how long a request takes, as a running mean
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Begin to serve the tasks of this event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End when every request that is open has ended."""
+        self._commands.put(self._close)
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    @contextlib.contextmanager
+    def open(self, requests: Sequence[Request]) -> Iterator[Call]:
+        """Requests that come together; those that have not ended when the block is left are cancelled.
+
+        Raises:
+            BusyError: they do not all find room in the queue.
+        """
+        assert self._loop is not None, "start() comes first"
+        room = self.engine.max_batch + self.max_queue - self._num_open
+        if len(requests) > room:
+            pause = self._seconds * (self._num_open + len(requests)) / self.engine.max_batch
+            raise BusyError(
+                f"{self._num_open} requests are open already, and {len(requests)} more find no room in the queue",
+                pause=round(min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)),
+            )
+        call = Call(requests, self._loop)
+        self._num_open += len(requests)
+        self._commands.put(partial(self._submit, call))
+        try:
+            yield call
+        finally:
+            self._num_open -= len(requests)
+            self._commands.put(partial(self._cancel, call))
+
+    async def run(self, requests: Sequence[Request]) -> list[Completion | Scored]:
+        """The results of requests, in order."""
+        with self.open(requests) as call:
+            return await call.results()
+
+    # --- The engine's thread
+
+    def _work(self) -> None:
+        while not self._closing or self._calls:
+            while not self._commands.empty() or not (self._calls or self._closing):
+                self._commands.get()()
+            if self._calls:
+                self._step()
+
+    def _close(self) -> None:
+        self._closing = True
+
+    def _step(self) -> None:
+        try:
+            events = self.engine.step()
+        except Exception as error:  # whatever it is, those who wait must hear of it, and the server goes on
+            logger.exception("the engine failed; its requests are given up")
+            told = error if isinstance(error, SteersmanError) else RuntimeError("the model failed")
+            for call in set(self._calls.values()):
+                self._cancel(call)
+                call.put(told)
+            return
+        self.metrics.batch(self.engine.num_running, self.engine.num_waiting)
+        for event in events:
+            call = self._calls[event.handle]
+            index = call.handles[event.handle]
+            if event.result is not None:
+                del self._calls[event.handle]
+                seconds = monotonic() - call.opened
+                self._seconds += 0.1 * (seconds - self._seconds)
+                self.metrics.answered(event.result, seconds)
+            call.put((index, event))
+
+    def _submit(self, call: Call) -> None:
+        try:
+            for index, request in enumerate(call.requests):
+                handle = self.engine.submit(request)
+                call.handles[handle] = index
+                self._calls[handle] = call
+        except SteersmanError as error:
+            self._cancel(call)
+            call.put(error)
+        else:
+            call.accept()
+
+    def _cancel(self, call: Call) -> None:
+        for handle in call.handles.keys() & self._calls.keys():
+            self.engine.cancel(handle)
+            del self._calls[handle]
+            self.metrics.cancelled()
+
+
+class WorkerScorer:
+    """The worker as a ContinuationScorer, for code that waits for its answers on a thread of its own."""
+
+    def __init__(self, worker: EngineWorker) -> None:
+        self._worker = worker
+
+    def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[Scored]:
+        """One result a request, in order; see `Engine.score`."""
+        loop = self._worker._loop
+        assert loop is not None, "the worker runs"
+        future: Future[list[Completion | Scored]] = asyncio.run_coroutine_threadsafe(self._worker.run(requests), loop)
+        results = [result for result in future.result() if isinstance(result, Scored)]
+        if progress:
+            progress(len(results))
+        return results
