@@ -38,6 +38,7 @@ def page(browser) -> Iterator[Page]:
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.said = said
+    set_length(page, 24)
     yield page
     context.close()
 
@@ -47,6 +48,16 @@ def address(listening, loaded: LoadedModel) -> Iterator[str]:
     """Where the tiny model is served, which judges its own answers."""
     with listening(create_app(loaded, loaded, ServerOptions(name="tiny"))) as port:
         yield f"http://127.0.0.1:{port}/"
+
+
+def set_length(page: Page, num_tokens: int) -> None:
+    """Let every answer be so long, and the same: random weights may end at once, or write more than the window."""
+
+    def change(route: Route) -> None:
+        length = {"min_tokens": num_tokens, "max_tokens": num_tokens, "seed": 5}
+        route.continue_(post_data={**route.request.post_data_json, **length})
+
+    page.route("**/v1/chat/completions", change)
 
 
 def move(page: Page, label: str, value: int, setting: str = "Setting A") -> None:
@@ -87,10 +98,7 @@ def test_ask_compare_and_reload(page: Page, address: str):
 
 
 def test_tokens_stream(page: Page, address: str):
-    def lengthen(route: Route) -> None:
-        route.continue_(post_data={**route.request.post_data_json, "min_tokens": 150})
-
-    page.route("**/v1/chat/completions", lengthen)
+    set_length(page, 100)
     page.goto(address)
     page.get_by_text("Sampling").click()
     page.get_by_label("Longest answer").fill("200")
@@ -108,6 +116,7 @@ def test_tokens_stream(page: Page, address: str):
 
 
 def test_stop_keeps_what_was_said(page: Page, address: str):
+    set_length(page, 400)
     page.goto(address)
     page.get_by_text("Sampling").click()
     page.get_by_label("Longest answer").fill("400")
