@@ -103,6 +103,9 @@ class EngineWorker:
         engine: used by nobody else.
         max_queue: most requests that wait for a place in the batch.
         metrics: told of what happens.
+
+    Attributes:
+        loop: of the tasks that it serves, once it has started.
     """
 
     def __init__(self, engine: Engine, *, max_queue: int, metrics: Metrics) -> None:
@@ -115,11 +118,11 @@ class EngineWorker:
         self._seconds = 1.0  # how long a request takes, as a running mean
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         """Begin to serve the tasks of this event loop."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
@@ -138,7 +141,7 @@ class EngineWorker:
         Raises:
             BusyError: they do not all find room in the queue.
         """
-        assert self._loop is not None, "start() comes first"
+        assert self.loop is not None, "start() comes first"
         room = self.engine.max_batch + self.max_queue - self._num_open
         if len(requests) > room:
             pause = self._seconds * (self._num_open + len(requests)) / self.engine.max_batch
@@ -146,7 +149,7 @@ class EngineWorker:
                 f"{self._num_open} requests are open already, and {len(requests)} more find no room in the queue",
                 pause=round(min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)),
             )
-        call = Call(requests, self._loop)
+        call = Call(requests, self.loop)
         self._num_open += len(requests)
         self._commands.put(partial(self._submit, call))
         try:
@@ -220,7 +223,7 @@ class WorkerScorer:
 
     def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[Scored]:
         """One result a request, in order; see `Engine.score`."""
-        loop = self._worker._loop
+        loop = self._worker.loop
         assert loop is not None, "the worker runs"
         future: Future[list[Completion | Scored]] = asyncio.run_coroutine_threadsafe(self._worker.run(requests), loop)
         results = [result for result in future.result() if isinstance(result, Scored)]
