@@ -5,6 +5,7 @@ Fixtures that tests may change (tokenizer, models) are made anew for each test, 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from steersman.attributes import AttributeSchema
-from steersman.card import ModelCard
+from steersman.attributes import Attribute, AttributeSchema
+from steersman.card import ModelCard, TemplateSpec
+from steersman.models.load import load_model, prepare_for_training, save_model
 from steersman.text.tokenize import add_control_tokens
 
 BOS, EOS = "<s>", "</s>"
@@ -131,6 +133,19 @@ def tiny_steered_folder(tmp_path: Path, tiny_llama: ModelFactory, tiny_tokenizer
     tiny_tokenizer.save_pretrained(folder)
     card.save(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_value_folder(tmp_path: Path, tiny_model_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The folder of a tiny Llama with a head of two attributes' values: quality 0-4 and humor 1-3."""
+    folder = tmp_path / "tiny-values"
+    schema = AttributeSchema(attributes=(Attribute(name="quality"), Attribute(name="humor", low=1, high=3)))
+    loaded = load_model(tiny_model_folder, precision="float32", values=schema)
+    loaded = prepare_for_training(loaded, TemplateSpec())
+    torch.manual_seed(1)
+    torch.nn.init.normal_(loaded.model.score.weight, std=0.3)
+    card = loaded.card.model_copy(update={"role": "attributes", "head": "values", "attributes": schema})
+    return save_model(replace(loaded, card=card), folder)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,10 @@ FILE_NAME = "steersman.json"
 
 Role = Literal["base", "sft", "attributes", "reward", "critic"]
 
+Head = Literal["lm", "values"]
+"""What reads a model's last hidden states: the logits of the next token, or, where a label would begin, for each
+attribute in the schema's order the logits of its values."""
+
 
 class TemplateSpec(BaseModel):
     """How conversations are written as text.
@@ -67,6 +71,7 @@ class ModelCard(BaseModel):
 
     Attributes:
         role: what it was trained for.
+        head: see `Head`.
         template: how conversations become text.
         attributes: the dials that had training labels, or None for a model without.
         system: system prompt used when a request brings none, exactly as rendered.
@@ -78,6 +83,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role = "base"
+    head: Head = "lm"
     template: TemplateSpec = Field(default_factory=TemplateSpec)
     attributes: AttributeSchema | None = None
     system: str = DEFAULT_SYSTEM + "\n\n"

@@ -160,8 +160,13 @@ class Scorer(Protocol):
         """The attributes that `judge` gives."""
         ...
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the labels of earlier turns are context to it; when not, all turns may be judged at once."""
+        ...
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
-        """One judgement a conversation, in order. Earlier turns' labels are context; the turn's own is ignored."""
+        """One judgement a conversation, in order. The turn's own label is ignored."""
         ...
 
 

@@ -1,10 +1,13 @@
 """The next-token shift and the flat store."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steersman.batches.sequences import shift, shift_family, tokenise
+from steersman.batches.packing import join
+from steersman.batches.sequences import shift, shift_family, tokenise, tokenise_valued
+from steersman.records import Prompt
 from steersman.text.template import Rendered
 from steersman.text.tokenize import Tokenized
 
@@ -103,3 +106,25 @@ def test_many_records_are_tokenised_in_order_by_batches():
     sequences = tokenise_words(*(f"{number} {number + 1}*" for number in range(1200)))
     assert len(sequences) == 1200
     assert [int(sequences[index].inputs_T[0]) for index in (0, 511, 512, 1199)] == [0, 511, 512, 1199]
+
+
+def test_prompts_with_values_by_hand():
+    """The last token of each prompt predicts its values; a beginning that two share goes in once."""
+
+    def prompt(*words):
+        return Prompt(text=" ".join(words))
+
+    shared = [str(number) for number in range(70)]
+    given = [(prompt(*shared, "90"), [1.0, np.nan]), (prompt(*shared, "91", "92"), [0.0, 4.0])]
+    too_long = (prompt(*["7"] * 73), [9.0, 9.0])
+    sequences = tokenise_valued([*given, too_long, (prompt("5", "6"), [2.0, 2.0])], FakeEncoder(), 72, max_family=100)
+    assert (len(sequences), sequences.num_skipped, sequences.sizes.tolist()) == (2, 1, [2, 1])
+    family, alone = sequences[0], sequences[1]
+    assert family.inputs_T.tolist() == [*range(70), 90, 91, 92]
+    assert family.trained_M.tolist() == [70, 72]
+    assert np.array_equal(family.targets_M, [[1, np.nan], [0, 4]], equal_nan=True)
+    assert (alone.inputs_T.tolist(), alone.trained_M.tolist(), alone.targets_M.tolist()) == ([5, 6], [1], [[2, 2]])
+    row = join([alone, family])
+    assert row.trained_M.tolist() == [1, 72, 74]
+    assert row.targets_M.dtype == torch.float32
+    assert torch.equal(row.targets_M[:1], torch.tensor([[2.0, 2.0]]))

@@ -1,13 +1,17 @@
 """What every Scorer does."""
 
+from pathlib import Path
+
 import pytest
 
 from steersman.attributes import AttributeSchema
 from steersman.generation.engine import Engine
+from steersman.models.load import load_model
 from steersman.records import Conversation
 from steersman.sandbox.oracle import Oracle
 from steersman.scoring.attributes import AttributePredictor
 from steersman.scoring.derived import DerivedScorer
+from steersman.scoring.values import ValuePredictor
 from steersman.seams import Scorer
 from steersman.sources.summary import DataSummary, SplitCounts
 
@@ -26,11 +30,16 @@ def derived(predictor: AttributePredictor) -> DerivedScorer:
 
 
 @pytest.fixture
+def values(tiny_value_folder: Path) -> ValuePredictor:
+    return ValuePredictor(load_model(tiny_value_folder, precision="float32"))
+
+
+@pytest.fixture
 def oracle() -> Oracle:
     return Oracle()
 
 
-@pytest.fixture(params=["predictor", "derived", "oracle"])
+@pytest.fixture(params=["predictor", "derived", "values", "oracle"])
 def scorer(request: pytest.FixtureRequest) -> Scorer:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Scorer)

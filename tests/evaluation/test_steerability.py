@@ -45,6 +45,8 @@ class Reader:
 
     schema = SCHEMA
 
+    reads_labels = True
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
         values = [SCHEMA.parse(conversation.conversations[-1].value) for conversation in conversations]
         return [Judgement(values=v, expected={name: float(x) for name, x in v.items()}) for v in values]

@@ -20,6 +20,8 @@ from steersman.config import validate
 from steersman.errors import ConfigError, DataError, ModelError, NonFiniteError, OutputError
 from steersman.models.load import load_model
 from steersman.pipelines.jobs import TrainConfig, run_training
+from steersman.pipelines.opened import open_predictor
+from steersman.records import Conversation
 from steersman.training import checkpoint, metrics
 
 ANSWERS = ["Paris.", "Because it saw the shore.", "There are 3 apples left, and 12 pears.", "Thank you very much!"]
@@ -236,6 +238,46 @@ def test_an_attribute_predictor(recipe, tmp_path):
     assert card.attributes.defaults() == {"quality": 0, "humor": 0}
 
 
+def test_a_predictor_with_a_head_learns_what_answers_say(recipe, tmp_path):
+    """Each answer has a quality of its own; labels of earlier turns, which are noise here, are not read."""
+    chats = [conversation(number, type="TEXT_TO_VALUE") for number in range(24)]
+    for chat in chats:
+        for turn in chat["conversations"][1::2]:
+            turn["label"] = f"quality:{ANSWERS.index(turn['value'])}"
+    jsonl.write(tmp_path / "train.jsonl", chats, overwrite=True)
+    jsonl.write(tmp_path / "val.jsonl", chats[:6], overwrite=True)
+    options = {"role": "attributes", "head": "values", "attributes": ["quality"], "optim": {"lr": 3e-3}}
+    result = run_training(recipe(**options, steps=40, batch={"tokens": 400}))
+    assert result.metrics["validation.val.accuracy"] == 1
+    assert result.metrics["validation.val.loss"] < 0.8  # nats a value; ln 5 = 1.61 knows nothing
+
+    card = ModelCard.load(result.last)
+    assert (card.role, card.head, card.attributes.names) == ("attributes", "values", ("quality",))
+    judged = open_predictor(str(result.last), precision="float32").scorer.judge(
+        [Conversation.model_validate(chat) for chat in chats]
+    )
+    assert [one.values["quality"] for one in judged] == [
+        ANSWERS.index(chat["conversations"][-1]["value"]) for chat in chats
+    ]
+    with pytest.raises(ConfigError, match="no label of the training data has humor"):
+        run_training(recipe(**{**options, "attributes": ["quality", "humor"]}, steps=1, output=str(tmp_path / "b")))
+
+
+def test_a_head_is_trained_alike_however_its_prompts_are_packed(recipe, tmp_path):
+    chats = [conversation(number, type="TEXT_TO_VALUE") for number in range(24)]
+    jsonl.write(tmp_path / "train.jsonl", chats, overwrite=True)
+    jsonl.write(tmp_path / "val.jsonl", chats[:6], overwrite=True)
+
+    def losses(name, micro_tokens):
+        options = {"role": "attributes", "head": "values", "attributes": ["quality", "humor"]}
+        batch = {"sequences": 8, "micro_tokens": micro_tokens}
+        reports = []
+        run_training(recipe(**options, steps=3, output=str(tmp_path / name), batch=batch), reports.append)
+        return [report.loss for report in reports]
+
+    assert losses("packed", 2048) == pytest.approx(losses("alone", 1), rel=1e-4)
+
+
 def test_files_are_mixed_by_weight(recipe, tmp_path):
     jsonl.write(tmp_path / "long.jsonl", (conversation(number, system="x " * 80) for number in range(5)))
     files = [{"path": str(tmp_path / "train.jsonl"), "weight": 3}, {"path": str(tmp_path / "long.jsonl"), "weight": 1}]
@@ -278,6 +320,7 @@ def test_what_cannot_be_trained_is_refused(recipe, change, error, message):
         ({"epochs": 2}, "exactly one of steps and epochs"),
         ({"attributes": "oast"}, "no schema 'oast'"),
         ({"role": "attributes", "attributes": None}, "needs attributes"),
+        ({"head": "values"}, "head: values is for attribute predictors"),
         ({"data": {"train": [{"path": "a", "weight": 1}, {"path": "b"}]}}, "a weight, or none"),
         ({"optim": {"lr": 1, "warmup": 3}}, "unknown key 'optim.warmup'; did you mean 'warmup_steps'"),
     ],

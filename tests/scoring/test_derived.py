@@ -15,6 +15,8 @@ class Inner:
     def __init__(self) -> None:
         self.seen: list[Conversation] = []
 
+    reads_labels = True
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
         self.seen += conversations
         return [

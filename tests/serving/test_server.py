@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from steersman.errors import BusyError, NonFiniteError
 from steersman.generation.engine import Engine
-from steersman.models.load import LoadedModel
+from steersman.models.load import LoadedModel, load_model
 from steersman.records import Conversation, Message, Prompt
 from steersman.scoring.attributes import AttributePredictor
+from steersman.scoring.values import ValuePredictor
 from steersman.seams import GenerationRequest, Sampling
 from steersman.serving.app import ServerOptions, create_app
 from steersman.serving.metrics import Metrics
@@ -37,6 +39,17 @@ def test_attributes_are_listed_and_predicted(client: TestClient, loaded: LoadedM
     assert found["values"] == expected.values
     for name, probabilities in expected.probabilities.items():
         assert found["probabilities"][name] == pytest.approx(probabilities, abs=1e-4)
+
+
+def test_a_head_of_values_predicts(loaded: LoadedModel, tiny_value_folder: Path):
+    judging = load_model(tiny_value_folder, precision="float32")
+    turns = [Message(role="User", value="Why?"), Message(role="Assistant", value=CHAT[1]["content"])]
+    conversation = Conversation(system=loaded.card.system, conversations=turns)
+    (expected,) = ValuePredictor(judging).judge([conversation])
+    with TestClient(create_app(loaded, judging), base_url=HOST) as both:
+        assert [a["name"] for a in both.get("/v1/attributes").json()["predicted"]] == ["quality", "humor"]
+        found = both.post("/v1/attributes", json={"messages": CHAT}).json()
+    assert found == expected.model_dump()
 
 
 def test_predicting_needs_a_predictor_and_an_answer(client: TestClient, loaded: LoadedModel):

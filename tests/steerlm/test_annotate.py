@@ -28,6 +28,8 @@ class RuleScorer:
         self.batches: list[int] = []
         self.fail_at_call = fail_at_call
 
+    reads_labels = True
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
         if len(self.batches) == self.fail_at_call:
             raise KeyboardInterrupt
@@ -95,6 +97,19 @@ def test_earlier_predicted_labels_stand_in_context(write: Callable[..., Path], t
     turns = [("User", "a"), ("Assistant", "b!!", "quality:4"), ("User", "c"), ("Assistant", "d!!!")]
     (written,) = run(write(record(*turns, ("User", "e"), ("Assistant", "f"))), tmp_path / "out.jsonl")
     assert labels(written) == [None, "quality:2,humor:0", None, "quality:3,humor:2", None, "quality:0,humor:3"]
+
+
+def test_a_scorer_that_reads_no_labels_judges_all_turns_at_once(write: Callable[..., Path], tmp_path: Path) -> None:
+    turns = [("User", "a"), ("Assistant", "b!!", "quality:4"), ("User", "c"), ("Assistant", "d!!!")]
+    source = write(record(*turns), record(("User", "e"), ("Assistant", "f")))
+    scorer = RuleScorer()
+    run(source, tmp_path / "turn_by_turn.jsonl", scorer)
+    assert scorer.batches == [2, 1]
+    scorer = RuleScorer()
+    scorer.reads_labels = False
+    first, second = run(source, tmp_path / "at_once.jsonl", scorer)
+    assert scorer.batches == [3]
+    assert (labels(first)[1], labels(second)) == ("quality:2,humor:0", [None, "quality:0,humor:0"])
 
 
 def test_all_turns_can_be_labelled(write: Callable[..., Path], tmp_path: Path) -> None:

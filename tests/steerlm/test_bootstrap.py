@@ -55,6 +55,8 @@ class MarkScorer:
 
     schema = SCHEMA.restrict({"quality", "humor"})
 
+    reads_labels = True
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
         judgements = []
         for conversation in conversations:

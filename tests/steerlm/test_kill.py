@@ -20,6 +20,8 @@ from steersman.text.template import Template
 class Slow:
     schema = AttributeSchema.of("quality")
 
+    reads_labels = True
+
     def judge(self, conversations, progress=None):
         time.sleep(0.01)
         values = [sum(map(ord, c.conversations[-1].value)) % 5 for c in conversations]

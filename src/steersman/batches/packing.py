@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steersman.batches.sequences import Ints, Sequences, Shifted
+from steersman.batches.sequences import Floats, Ints, Sequences, Shifted
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PackedBatch:
         bounds: of the chunks, from 0 to T (N + 1 numbers).
         parents: the chunk that each continues (see `sequences.Shifted`), -1 for none.
         trained_M: i64, positions of the row whose hidden state predicts a trained token.
-        targets_M: i64, those tokens.
+        targets_M: i64, those tokens; or f32[M, A], the values that are read there.
     """
 
     input_ids_1T: Tensor
@@ -72,8 +72,9 @@ def join(families: Sequence[Shifted]) -> PackedBatch:
     )
 
 
-def _tensor(parts: Sequence[Ints]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+def _tensor(parts: Sequence[Ints | Floats]) -> Tensor:
+    whole = np.concatenate(parts)
+    return torch.from_numpy(whole if whole.dtype == np.float32 else whole.astype(np.int64))
 
 
 def idle() -> PackedBatch:

@@ -1,23 +1,26 @@
 """Tokenised records in flat arrays, families of them that share their beginnings, and the next-token shift.
 
-In: rendered conversations, an `Encoder`. Out: `Sequences`, five bytes a token, from which micro-batches are packed.
+In: rendered conversations, or prompts with the values that a head is to read at their end, and an `Encoder`. Out:
+`Sequences`, five bytes a token, from which micro-batches are packed.
 
-Shapes: S tokens of all sequences, L of one, T inputs of a family, M trained ones, N chunks.
+Shapes: S tokens of all sequences, L of one, T inputs of a family, M trained ones, N chunks, A attributes.
 """
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from steersman.records import Prompt
 from steersman.text.template import Rendered
 from steersman.text.tokenize import Encoder
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 TOKENISE_AT_ONCE = 512
 MIN_SHARED, MIN_SHARE = 64, 0.25
@@ -35,7 +38,7 @@ class Shifted(NamedTuple):
         starts_N: where each chunk starts.
         parents_N: the chunk that each continues, -1 for none.
         trained_M: indices of the inputs whose next token is trained; twice where two sequences train it.
-        targets_M: that next token.
+        targets_M: that next token; or f32[M, A], the values read there.
     """
 
     inputs_T: Ints
@@ -43,7 +46,7 @@ class Shifted(NamedTuple):
     starts_N: Ints
     parents_N: Ints
     trained_M: Ints
-    targets_M: Ints
+    targets_M: Ints | Floats
 
 
 def shift(ids_L: Ints, loss_mask_L: Bools) -> Shifted:
@@ -114,6 +117,7 @@ class Sequences:
         families: the first sequence of each family, and the end: F + 1 numbers.
         lengths: number of inputs of each family.
         num_skipped: records left out because no trained token remained within `seq_len`.
+        values_NA: of each sequence, the target in its one trained token's place; None for plain text.
     """
 
     ids_S: npt.NDArray[np.int32]
@@ -122,14 +126,16 @@ class Sequences:
     families: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     num_skipped: int = 0
+    values_NA: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, family: int) -> Shifted:
-        starts = self.bounds[self.families[family] : self.families[family + 1] + 1]
-        tokens = [slice(start, end) for start, end in itertools.pairwise(starts)]
-        return shift_family([(self.ids_S[sequence], self.loss_mask_S[sequence]) for sequence in tokens])
+        first, end = self.families[family : family + 2]
+        tokens = [slice(*bounds) for bounds in itertools.pairwise(self.bounds[first : end + 1])]
+        shifted = shift_family([(self.ids_S[sequence], self.loss_mask_S[sequence]) for sequence in tokens])
+        return shifted if self.values_NA is None else shifted._replace(targets_M=self.values_NA[first:end])
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -161,9 +167,35 @@ def tokenise(rendered: Iterable[Rendered], encoder: Encoder, seq_len: int, max_f
             end = trained[-1] + 1
             ids.append(ids_L[:end])
             masks.append(mask_L[:end])
+    return _flat(ids, masks, max_family, num_skipped)
+
+
+def tokenise_valued(
+    valued: Iterable[tuple[Prompt, Sequence[float]]], encoder: Encoder, seq_len: int, max_family: int = 0
+) -> Sequences:
+    """Prompts at whose last token a head is to read values (NaN: unknown); those longer than `seq_len` are left out.
+
+    A further token stands for the values, so that they are predicted as a next token is.
+    """
+    ids, masks, values, num_skipped = [], [], [], 0
+    stream = iter(valued)
+    while batch := list(itertools.islice(stream, TOKENISE_AT_ONCE)):
+        rendered = [Rendered(prompt.text, (), prompt.literal) for prompt, _ in batch]
+        for tokenized, (_, row) in zip(encoder.encode_rendered(rendered, seq_len), batch, strict=True):
+            length = len(tokenized.input_ids)
+            if length > seq_len:
+                num_skipped += 1
+                continue
+            ids.append(np.asarray([*tokenized.input_ids, 0], np.int32))
+            masks.append(np.arange(length + 1) == length)
+            values.append(row)
+    return replace(_flat(ids, masks, max_family, num_skipped), values_NA=np.asarray(values, np.float32))
+
+
+def _flat(ids: Sequence[Ints], masks: Sequence[Bools], max_family: int, num_skipped: int) -> Sequences:
     families, lengths = _families([ids_L[:-1] for ids_L in ids], max_family)
     return Sequences(
-        ids_S=np.concatenate(ids) if ids else np.empty(0, np.int32),
+        ids_S=np.concatenate(ids).astype(np.int32) if ids else np.empty(0, np.int32),
         loss_mask_S=np.concatenate(masks) if masks else np.empty(0, np.bool_),
         bounds=np.cumsum([0, *map(len, ids)]),
         families=families,

@@ -27,7 +27,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from steersman.errors import ConfigError, DataError
+from steersman.errors import ConfigError, DataError, ModelError
 from steersman.generation.answer_text import AnswerText
 from steersman.generation.cache import CachedAttention, KVCache, row_order
 from steersman.generation.continuations import ContinuationTokeniser, TokenisedContinuation
@@ -90,6 +90,8 @@ class Engine:
     ) -> None:
         if max_batch < 1 or prefill_tokens < 1 or prefix_cache_tokens < 0:
             raise ConfigError("max_batch and prefill_tokens must be at least 1, prefix_cache_tokens 0 or more")
+        if loaded.card.head != "lm":
+            raise ModelError(f"{loaded.path} judges answers and writes none: its head gives attribute values")
         self.encoder = loaded.encoder
         self.window = loaded.window
         self.max_batch = max_batch

@@ -18,14 +18,22 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from steersman import card as cards
+from steersman.attributes import AttributeSchema
 from steersman.card import ModelCard, TemplateSpec
 from steersman.errors import ModelError, OutputError
 from steersman.models.adapters import LoraConfig, add_lora
-from steersman.models.attention import IMPLEMENTATION
+from steersman.models.attention import IMPLEMENTATION, Segments
+from steersman.models.heads import load_with_head, num_outputs, set_head
 from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
 
@@ -39,7 +47,7 @@ class LoadedModel:
     """A model with what is needed to address it.
 
     Attributes:
-        model: the causal language model, possibly wrapped by peft.
+        model: the causal language model, possibly wrapped by peft; or one with a head of its card's attributes.
         encoder: its tokenizer and template.
         card: how it is addressed.
         path: folder or hub id that it came from.
@@ -93,6 +101,17 @@ def backbone(model: PreTrainedModel | PeftModel) -> nn.Module:
     Call it with `input_ids`, `position_ids`, `attention_context` (see `models.attention`) and `use_cache=False`.
     """
     return cast(nn.Module, plain_model(model).base_model)
+
+
+def hidden_states(
+    model: PreTrainedModel | PeftModel, input_ids_1T: Tensor, position_ids_1T: Tensor, segments: Segments, at_M: Tensor
+) -> Tensor:
+    """The last hidden states at these positions of a packed row, [M, H]."""
+    output = backbone(model)(
+        input_ids=input_ids_1T, position_ids=position_ids_1T, attention_context=segments, use_cache=False
+    )
+    hidden_TH: Tensor = output.last_hidden_state[0]
+    return hidden_TH.index_select(0, at_M)
 
 
 def head_weight(model: PreTrainedModel | PeftModel) -> Tensor:
@@ -153,17 +172,23 @@ def load_card(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> ModelCard
     return ModelCard(template=default_template(tokenizer))
 
 
-def _load_weights(path: str, dtype: torch.dtype, device: torch.device, vocabulary: int) -> PreTrainedModel | PeftModel:
-    """Weights in `dtype`, with at least `vocabulary` rows in the embeddings."""
+def _load_weights(
+    path: str, dtype: torch.dtype, device: torch.device, vocabulary: int, values: AttributeSchema | None
+) -> PreTrainedModel | PeftModel:
+    """Weights in `dtype`, with at least `vocabulary` rows in the embeddings, and with a head of values if asked for."""
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, "use_safetensors": True}
     try:
         if (Path(path) / "adapter_config.json").exists():
+            if values is not None:
+                raise ModelError(f"{path}: an adapter cannot be given a head of values; merge it first")
             base = json.loads((Path(path) / "adapter_config.json").read_bytes())["base_model_name_or_path"]
             if _is_local(base):
                 check_folder(base)
             model = AutoModelForCausalLM.from_pretrained(base, **options)
             grow_embeddings(model, vocabulary)
             return PeftModel.from_pretrained(model, path).to(device)
+        if values is not None:
+            return load_with_head(path, values, **options).to(device)
         return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(path, **options).to(device))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: a file is damaged ({error}); fetch the folder again") from None
@@ -178,6 +203,7 @@ def load_model(
     precision: Precision = "auto",
     device: torch.device | None = None,
     from_scratch_seed: int | None = None,
+    values: AttributeSchema | None = None,
 ) -> LoadedModel:
     """A model folder or hub id in evaluation mode.
 
@@ -186,9 +212,11 @@ def load_model(
         precision: of the weights; `auto` is bfloat16 where that is fast.
         device: CUDA when present, by default.
         from_scratch_seed: initialise random weights from the folder's config instead of reading weights.
+        values: give it a head of these attributes' values, in place of the language model's; a model that was trained
+            with one keeps it.
 
     Raises:
-        ModelError: absent, half-written, damaged, or pickled.
+        ModelError: absent, half-written, damaged, pickled, or with a head of other values.
     """
     path = str(path)
     device = device or default_device()
@@ -197,13 +225,21 @@ def load_model(
         check_folder(path)
     tokenizer = load_tokenizer(path)
     card = load_card(path, tokenizer)
+    if card.head == "values":
+        values = values or card.attributes
     if from_scratch_seed is None:
-        model = _load_weights(path, dtype, device, len(tokenizer))
+        model = _load_weights(path, dtype, device, len(tokenizer), values)
     else:
         config = AutoConfig.from_pretrained(path)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": IMPLEMENTATION}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(from_scratch_seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=IMPLEMENTATION)
+            if values is None:
+                model = AutoModelForCausalLM.from_config(config, **options)
+            else:
+                config.num_labels = num_outputs(values)
+                model = AutoModelForSequenceClassification.from_config(config, **options)
+                set_head(model, None)
         model = model.to(device)
     return LoadedModel(model.eval(), Encoder(tokenizer, card.template), card, path)
 
@@ -214,10 +250,16 @@ def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
+def _embeddings(model: PreTrainedModel | PeftModel) -> list[Any]:
+    """What maps tokens in, and out where there is such a head; a shared module once."""
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    return list({id(module): module for module in both if module is not None}.values())
+
+
 @torch.no_grad()
 def _set_rows_to_mean(model: PreTrainedModel, rows: Sequence[int]) -> None:
     """Start the rows of new tokens, in and out, at the mean of the others."""
-    for embedding in {id(e): e for e in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+    for embedding in _embeddings(model):
         weight_VH = embedding.weight
         others_V = torch.ones(weight_VH.shape[0], dtype=torch.bool)
         others_V[list(rows)] = False
@@ -268,7 +310,7 @@ def prepare_for_training(
 
 def _freeze(model: PreTrainedModel | PeftModel, patterns: Sequence[str], added: Sequence[str]) -> None:
     """Stop training the parameters that the patterns match."""
-    embeddings = [e.weight for e in (model.get_input_embeddings(), model.get_output_embeddings())]
+    embeddings = [embedding.weight for embedding in _embeddings(model)]
     for pattern in patterns:
         matched = [parameter for name, parameter in model.named_parameters() if re.match(pattern, name)]
         if not matched:

@@ -13,6 +13,7 @@ Run again after a crash at any moment, it continues from its last checkpoint to 
 
 import itertools
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,8 @@ from steersman import jsonl
 from steersman.attributes import SCHEMAS, AttributeSchema
 from steersman.batches.packing import PackedBatch, idle, pack, pack_all
 from steersman.batches.plan import BatchConfig, Draw, plan_steps, share
-from steersman.batches.sequences import Sequences, tokenise
-from steersman.card import ModelCard, Parent, TemplateSpec
+from steersman.batches.sequences import Sequences, tokenise, tokenise_valued
+from steersman.card import Head, ModelCard, Parent, TemplateSpec
 from steersman.config import Config
 from steersman.errors import ConfigError, DataError, OutputError
 from steersman.models.adapters import LoraConfig
@@ -45,6 +46,7 @@ from steersman.models.load import (
 from steersman.parallel.mesh import Mesh, join
 from steersman.parallel.reduce import from_first
 from steersman.randomness import derive_seed
+from steersman.records import Conversation, Prompt
 from steersman.text.read import read_rendered
 from steersman.text.template import Rendered, Template
 from steersman.text.tokenize import Encoder
@@ -145,7 +147,9 @@ class TrainConfig(TrainSettings):
         model: Hugging Face folder or id; a model that we trained lends its template.
         from_scratch: random weights after the model's config.json, instead of its weights.
         output: folder of the run.
-        role: "sft", or "attributes" for a generative attribute predictor.
+        role: "sft", or "attributes" for an attribute predictor.
+        head: "lm"; or, for an attribute predictor, "values": instead of writing labels it reads the values of all
+            attributes off the state of an answer's end, which takes far fewer labels to learn (see `card.Head`).
         template: how conversations are written; by default as a model of ours was trained, and extra_id for others.
         attributes: the label schema: oasst, helpsteer, merged, or a list of names; needed when the data has labels.
         data: files.
@@ -155,6 +159,7 @@ class TrainConfig(TrainSettings):
     from_scratch: bool = False
     output: Path
     role: Literal["sft", "attributes"]
+    head: Head = "lm"
     template: TemplateSpec | None = None
     attributes: Annotated[AttributeSchema | None, BeforeValidator(_schema)] = None
     data: DataConfig
@@ -163,6 +168,8 @@ class TrainConfig(TrainSettings):
     def _check_attributes(self) -> "TrainConfig":
         if self.role == "attributes" and self.attributes is None:
             raise ValueError("an attribute predictor needs attributes: a schema such as oasst, or a list of names")
+        if self.head == "values" and (self.role != "attributes" or self.lora is not None):
+            raise ValueError("head: values is for attribute predictors, and trains without lora")
         return self
 
 
@@ -263,6 +270,7 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
         precision="bfloat16" if config.precision == "bfloat16-stochastic" else config.precision,
         device=mesh.device,
         from_scratch_seed=config.seed if config.from_scratch else None,
+        values=config.attributes if config.head == "values" else None,
     )
     if config.seq_len > loaded.window:
         raise ConfigError(f"seq_len {config.seq_len} exceeds the {loaded.window} tokens that {config.model} can take")
@@ -285,8 +293,13 @@ class Survey:
 
 def _tokenise(path: str, config: TrainConfig, encoder: Encoder, survey: Survey) -> Sequences:
     """A file's sequences. Those with nothing to train on are left out, and said to be."""
-    rendered = _read(path, config.attributes, encoder.template, survey)
-    sequences = tokenise(rendered, encoder, config.seq_len, config.batch.max_family)
+    records = _read(path, config.attributes, encoder.template, survey)
+    size = (config.seq_len, config.batch.max_family)
+    if config.head == "values" and config.attributes:
+        valued = (one for conversation, _ in records for one in _valued(conversation, config.attributes, encoder))
+        sequences = tokenise_valued(valued, encoder, *size)
+    else:
+        sequences = tokenise((rendered for _, rendered in records), encoder, *size)
     remedy = f"within {config.seq_len} tokens; `steersman clean` says why, a larger seq_len keeps more"
     if not len(sequences):
         raise DataError(f"no record has anything to train on {remedy}", path)
@@ -296,8 +309,10 @@ def _tokenise(path: str, config: TrainConfig, encoder: Encoder, survey: Survey) 
     return sequences
 
 
-def _read(path: str, schema: AttributeSchema | None, template: Template, survey: Survey) -> Iterator[Rendered]:
-    """Stream a file's records as text; every label must fit the schema."""
+def _read(
+    path: str, schema: AttributeSchema | None, template: Template, survey: Survey
+) -> Iterator[tuple[Conversation, Rendered]]:
+    """Stream a file's records with their text; every label must fit the schema."""
     for conversation, rendered in read_rendered(path, template, schema):
         survey.systems[conversation.system] += 1
         for message in conversation.conversations if conversation.type else ():
@@ -306,7 +321,20 @@ def _read(path: str, schema: AttributeSchema | None, template: Template, survey:
             if message.label and schema is not None:
                 for name, value in schema.parse(message.label).items():
                     survey.labels.setdefault(name, Counter())[value] += 1
-        yield rendered
+        yield conversation, rendered
+
+
+def _valued(
+    conversation: Conversation, schema: AttributeSchema, encoder: Encoder
+) -> Iterator[tuple[Prompt, list[float]]]:
+    """Each labelled turn that is to be learnt from: all up to it, and its values, counted from the scales' lowest."""
+    for index in conversation.spoken_turns():
+        turn = conversation.conversations[index]
+        if turn.train and turn.label:
+            given = schema.parse(turn.label)
+            cut = conversation.model_copy(update={"conversations": conversation.conversations[: index + 1]})
+            values = [given[a.name] - a.low if a.name in given else math.nan for a in schema.attributes]
+            yield encoder.template.prompt_for_label(cut, earlier_labels=False), values
 
 
 def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tuple[Parent, ...]) -> ModelCard:
@@ -318,10 +346,14 @@ def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tup
         files = ", ".join(file.path for file in config.data.train)
         raise DataError("the recipe names attributes, but no TEXT_TO_VALUE or VALUE_TO_TEXT record has a label", files)
     attributes = config.attributes and config.attributes.restrict(set(survey.labels))
+    if config.head == "values" and attributes != config.attributes and config.attributes:
+        missing = ", ".join(name for name in config.attributes.names if name not in survey.labels)
+        raise ConfigError(f"no label of the training data has {missing}; leave that out of the recipe's attributes")
     if attributes and config.role == "attributes":
         attributes = attributes.with_defaults({n: max(c, key=lambda v: (c[v], -v)) for n, c in survey.labels.items()})
     return ModelCard(
         role=config.role,
+        head=config.head,
         template=loaded.encoder.spec,
         attributes=attributes,
         system=survey.systems.most_common(1)[0][0],
@@ -360,7 +392,7 @@ def _job(
 
     return Job(
         model=loaded.model,
-        task=tasks.sft(loaded.model),
+        task=_task(config, loaded),
         optimizer=AdamW(
             {name: p for name, p in loaded.model.named_parameters() if p.requires_grad},
             config.optim,
@@ -376,6 +408,13 @@ def _job(
         seed=config.seed,
         save_best=lambda: save_model(loaded, config.output / "best"),
     )
+
+
+def _task(config: TrainConfig, loaded: LoadedModel) -> tasks.Task:
+    if config.head == "lm":
+        return tasks.sft(loaded.model)
+    assert config.attributes
+    return tasks.values(plain_model(loaded.model), config.attributes)
 
 
 def _restore(job: Job, mesh: Mesh) -> TrainingState:

@@ -1,7 +1,7 @@
 """A model folder, or a running server and the folder of what it serves -> a model at work, and how it is addressed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ from steersman.card import ModelCard
 from steersman.errors import ConfigError, ModelError
 from steersman.generation.remote import OpenAIClient, SteersmanClient, served_folder
 from steersman.generation.window import Window
-from steersman.models.load import load_card, load_model
+from steersman.models.load import LoadedModel, load_card, load_model
 from steersman.records import Conversation
 from steersman.scoring.attributes import AttributePredictor
 from steersman.scoring.derived import DerivedScorer
+from steersman.scoring.values import ValuePredictor
 from steersman.seams import ContinuationScorer, Generator, Scorer
 from steersman.sources.summary import DataSummary
 from steersman.steerlm.bootstrap import BootstrapConfig, Sampler
@@ -119,12 +120,18 @@ def open_predictor(
         DataError: no prepared data under the prefix.
     """
     summary = DataSummary.load(derived) if derived else None
-    opened = open_model(model, url, **options)
-    predictor = AttributePredictor(opened.scorer, opened.template, opened.schema, opened.window)
+    if url is None and model is not None and ModelCard.load(model).head == "values":
+        opened = _open_values(model, options.get("precision", "auto"))
+    else:
+        language_model = open_model(model, url, **options)
+        predictor = AttributePredictor(
+            language_model.scorer, language_model.template, language_model.schema, language_model.window
+        )
+        opened = OpenedScorer(predictor, predictor.fits, language_model.identity, language_model.forget)
     if summary is None:
-        return OpenedScorer(predictor, predictor.fits, opened.identity, opened.forget)
+        return opened
     identity = {**opened.identity, "derived": summary.thresholds}
-    return OpenedScorer(DerivedScorer(predictor, summary), predictor.fits, identity, opened.forget)
+    return replace(opened, scorer=DerivedScorer(opened.scorer, summary), identity=identity)
 
 
 def open_sampler(opened: Opened, judge: OpenedScorer, config: BootstrapConfig) -> Sampler:
@@ -151,9 +158,16 @@ def _open_local(model: str, precision: Literal["auto", "float32", "bfloat16"], b
 
     loaded = load_model(model, precision=precision)
     engine = Engine(loaded, max_batch=batch)
-    identity = {
-        "model": jsonl.fingerprint(model) if Path(model).exists() else model,
-        "precision": str(loaded.model.dtype),
-    }
     window = Window(loaded.encoder, loaded.window)
-    return Opened(model, engine, loaded.card, loaded.encoder.template, window, identity, engine.forget)
+    return Opened(model, engine, loaded.card, loaded.encoder.template, window, _identity(loaded), engine.forget)
+
+
+def _open_values(model: str, precision: Literal["auto", "float32", "bfloat16"]) -> OpenedScorer:
+    loaded = load_model(model, precision=precision)
+    predictor = ValuePredictor(loaded)
+    return OpenedScorer(predictor, predictor.fits, _identity(loaded))
+
+
+def _identity(loaded: LoadedModel) -> dict[str, Any]:
+    path = loaded.path
+    return {"model": jsonl.fingerprint(path) if Path(path).exists() else path, "precision": str(loaded.model.dtype)}

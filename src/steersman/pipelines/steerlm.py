@@ -144,7 +144,7 @@ class SteerLM:
         return self.measure_predictors(self.train_predictors(base, data), data)
 
     def train_predictors(self, base: str, data: SteerData) -> list[str]:
-        """Step 1: learn to write the label string after an answer (TEXT_TO_VALUE); a predictor for each fold."""
+        """Step 1: learn to label answers (TEXT_TO_VALUE); a predictor for each fold."""
         return [
             self._train(
                 f"predictor-{number}",

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from steersman.attributes import OASST
-from steersman.card import TemplateSpec
+from steersman.card import Head, TemplateSpec
 from steersman.config import Config
 from steersman.models.load import Precision
 from steersman.pipelines.jobs import TrainSettings
@@ -48,6 +48,16 @@ class TreeData(Config):
         if not self.unlabelled and not self.relabel:
             raise ValueError("nothing to annotate: give unlabelled data, or set relabel to true")
         return self
+
+
+class PredictorStep(TrainSettings):
+    """SteerLM's step 1.
+
+    Attributes:
+        head: "lm" writes labels, "values" reads them off the state of an answer's end (see `jobs.TrainConfig`).
+    """
+
+    head: Head = "lm"
 
 
 class BootstrapStep(BootstrapConfig):
@@ -146,7 +156,7 @@ class SteerLMConfig(Config):
     data: TreeData | None = None
     sandbox: SandboxConfig | None = None
     base: TrainSettings | None = None
-    predictor: TrainSettings
+    predictor: PredictorStep
     sft: TrainSettings
     bootstrap: BootstrapStep
     retrain: TrainSettings

@@ -67,6 +67,10 @@ class Oracle:
     def schema(self) -> AttributeSchema:
         return SCHEMA
 
+    @property
+    def reads_labels(self) -> bool:
+        return False
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
         """The last unmasked turn of each conversation, against the turn before it.
 

@@ -7,13 +7,14 @@ model learned to write after a turn (TEXT_TO_VALUE).
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 from steersman.attributes import AttributeSchema
 from steersman.errors import DataError
 from steersman.generation.constrained import fill
 from steersman.generation.window import Window
 from steersman.records import Conversation, Judgement, Prompt
-from steersman.seams import ContinuationScorer, Progress
+from steersman.seams import ContinuationScorer, Progress, Scorer
 from steersman.text.template import Template
 
 
@@ -45,6 +46,14 @@ def up_to_last_spoken(conversation: Conversation) -> Conversation:
     return conversation.model_copy(update={"conversations": turns})
 
 
+class Predictor(Scorer, Protocol):
+    """A Scorer that has a window."""
+
+    def fits(self, conversation: Conversation) -> bool:
+        """Whether the window holds the conversation and what is read or written after it; True when it is unknown."""
+        ...
+
+
 class AttributePredictor:
     """A Scorer that reads labels off a model trained on TEXT_TO_VALUE conversations.
 
@@ -69,6 +78,10 @@ class AttributePredictor:
     @property
     def schema(self) -> AttributeSchema:
         return self._schema
+
+    @property
+    def reads_labels(self) -> bool:
+        return True
 
     def prompt(self, conversation: Conversation) -> Prompt:
         """What the model continues with the label of the last spoken turn."""

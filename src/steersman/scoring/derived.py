@@ -30,6 +30,10 @@ class DerivedScorer:
     def schema(self) -> AttributeSchema:
         return self._schema
 
+    @property
+    def reads_labels(self) -> bool:
+        return self._scorer.reads_labels
+
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
         """One judgement a conversation, in order."""
         judgements = self._scorer.judge([self._without_derived(one) for one in conversations], progress)

@@ -14,7 +14,8 @@ from steersman import __version__
 from steersman.generation.engine import Engine
 from steersman.generation.window import Window
 from steersman.models.load import LoadedModel
-from steersman.scoring.attributes import AttributePredictor
+from steersman.scoring.attributes import AttributePredictor, Predictor
+from steersman.scoring.values import ValuePredictor
 from steersman.serving import attributes, errors, nemo, openai
 from steersman.serving.guard import Guard
 from steersman.serving.metrics import Metrics
@@ -64,9 +65,11 @@ def create_app(
 
     worker = start(model)
     workers = [worker]
-    predictor = None
+    predictor: Predictor | None = None
     judging = attribute_model or (model if model.card.role == "attributes" else None)
-    if judging is not None and judging.card.attributes is not None:
+    if judging is not None and judging.card.head == "values":
+        predictor = ValuePredictor(judging)
+    elif judging is not None and judging.card.attributes is not None:
         if attribute_model is not None:
             workers.append(start(attribute_model))
         predictor = AttributePredictor(

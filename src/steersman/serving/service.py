@@ -13,7 +13,7 @@ from steersman.card import ModelCard
 from steersman.errors import DataError
 from steersman.generation.engine import Event
 from steersman.records import Completion
-from steersman.scoring.attributes import AttributePredictor
+from steersman.scoring.attributes import Predictor
 from steersman.seams import GenerationRequest, Scored, TokenScoreRequest
 from steersman.serving.metrics import Metrics
 from steersman.serving.worker import Call, EngineWorker, Request
@@ -60,7 +60,7 @@ class Service:
     encoder: Encoder
     card: ModelCard
     worker: EngineWorker
-    predictor: AttributePredictor | None
+    predictor: Predictor | None
     limits: Limits
     metrics: Metrics
 

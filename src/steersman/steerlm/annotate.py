@@ -1,14 +1,15 @@
 """SteerLM's step 2: label every turn of a data set with a Scorer's judgements.
 
 Conversation JSONL goes in, the same records come out with each turn's `label` replaced. Turns advance one at a time, so
-that a label is predicted with the labels predicted before it in context; the conversations of a unit advance together
-in batches. Beside a label stand `label_probs` and `label_expected` (attribute -> probability of each value; mean),
-and `gt_label`, the human label that was there before. A turn that cannot be labelled has none and says why in
-`label_error`.
+that a label is predicted with the labels predicted before it in context, and the conversations of a unit advance
+together in batches; a scorer that reads no labels judges all their turns at once. Beside a label stand `label_probs`
+and `label_expected` (attribute -> probability of each value; mean), and `gt_label`, the human label that was there
+before. A turn that cannot be labelled has none and says why in `label_error`.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -112,9 +113,12 @@ def annotate_unit(
         )
         for conversation in conversations
     ]
-    queues = [turns_to_label(conversation, turns) for conversation in conversations]
-    for step in range(max(map(len, queues), default=0)):
-        due = [(labelled[i], queue[step]) for i, queue in enumerate(queues) if step < len(queue)]
+    queues = [[(conversation, turn) for turn in turns_to_label(conversation, turns)] for conversation in labelled]
+    rounds: Iterable[Sequence[tuple[Conversation, int] | None]] = itertools.zip_longest(*queues)
+    if not scorer.reads_labels:
+        rounds = [list(itertools.chain.from_iterable(queues))]
+    for round in rounds:
+        due = [one for one in round if one is not None]
         asked = [_asking_for(conversation, turn) for conversation, turn in due]
         fitting = [fits is None or fits(one) for one in asked]
         judgements = iter(scorer.judge([one for one, fit in zip(asked, fitting, strict=True) if fit], progress))

@@ -90,9 +90,15 @@ class Template:
             conversation = conversation.model_copy(update={"type": "VALUE_TO_TEXT"})
         return self._prompt(self._layout.render_to_answer(conversation, role, label))
 
-    def prompt_for_label(self, conversation: Conversation) -> Prompt:
-        """All turns up to where the label string of the last one begins; that turn's own label is ignored."""
-        conversation = conversation.model_copy(update={"type": "TEXT_TO_VALUE"})
+    def prompt_for_label(self, conversation: Conversation, *, earlier_labels: bool = True) -> Prompt:
+        """All turns up to where the label string of the last one begins; that turn's own label is ignored.
+
+        Those of earlier turns stand in the text, or are left out like it.
+        """
+        turns = conversation.conversations
+        if not earlier_labels:
+            turns = [turn.model_copy(update={"label": None}) for turn in turns]
+        conversation = conversation.model_copy(update={"conversations": turns, "type": "TEXT_TO_VALUE"})
         return self._prompt(self._layout.render_to_label(conversation))
 
     def _prompt(self, draft: Draft) -> Prompt:
