@@ -34,10 +34,11 @@ def sft(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command()
 def attributes(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Train a generative attribute predictor: a model that writes the label string after an answer.
+    """Train an attribute predictor: it writes the label string after an answer, or reads the values off its end.
 
     ```
     steersman train attributes predictor.yaml steps=1000
+    steersman train attributes predictor.yaml head=values
     ```
     """
     _train("attributes", recipe, overrides or [])
