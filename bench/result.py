@@ -6,6 +6,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,13 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads{bf16}"
 
 
-def write(name: str, unit: str, ours: Sequence[float], peer: Sequence[float], peer_version: str) -> Path:
-    """Medians of paired runs, and the ratio ours / peer: its median, least and greatest over the pairs."""
+def write(
+    name: str, unit: str, ours: Sequence[float], peer: Sequence[float], peer_version: str, **further: Any
+) -> Path:
+    """Medians of paired runs, and the ratio ours / peer: its median, least and greatest over the pairs.
+
+    What else was measured stands beside them.
+    """
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     RESULTS.mkdir(exist_ok=True)
@@ -38,6 +44,7 @@ def write(name: str, unit: str, ours: Sequence[float], peer: Sequence[float], pe
         "runs": len(ratios),
         "machine": machine(),
         "commit": commit.stdout.strip(),
+        **further,
     }
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{name}: {result['ours']:.3f} against {result['peer']:.3f} {unit}, ratio {result['ratio']:.2f}")

@@ -104,6 +104,13 @@ def test_a_stop_string_ends_a_completion_and_is_named(client, engine):
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", whole[5:7])
 
 
+@pytest.mark.parametrize("token", [-1, -(2**40), 2**40])
+def test_tokens_must_be_the_models(client, token):
+    reply = client.post("/v1/completions", json={"prompt": [5, token], "max_tokens": 2})
+    assert reply.status_code == 400
+    assert "token ids must lie in 0-" in reply.json()["error"]["message"]
+
+
 def test_models_are_listed(api, loaded):
     (model,) = api.models.list().data
     assert (model.id, model.max_model_len) == ("tiny", loaded.window)

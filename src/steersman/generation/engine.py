@@ -150,6 +150,11 @@ class Engine:
         """Drop what is kept for reuse: what follows then depends on nothing before it, to the last bit."""
         self._prefixes = PrefixCache(self._prefixes.max_tokens)
 
+    def check_vocabulary(self, ids: Sequence[int]) -> None:
+        """Raise `DataError` for a token that the model does not know; only given ids can hold one."""
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            raise DataError(f"token ids must lie in 0-{self.vocabulary - 1}")
+
     def _run(
         self,
         requests: Sequence[GenerationRequest | ScoreRequest | TokenScoreRequest],
@@ -199,7 +204,7 @@ class Engine:
         else:
             if isinstance(request, TokenScoreRequest):
                 tokenised = TokenisedContinuation(list(request.token_ids), 1, {}, top=request.top)
-                self._check_vocabulary(tokenised.ids)
+                self.check_vocabulary(tokenised.ids)
             else:
                 tokenised = self._tokenise(request)
             if len(tokenised.ids) > self.window:
@@ -237,7 +242,7 @@ class Engine:
             raise ConfigError("a guided request takes two sequences: set max_batch to 2 or more")
         sequences = [TokenSequence(self.encoder.encode_prompt(prompt)) for prompt in prompts]
         for sequence in sequences:
-            self._check_vocabulary(sequence.ids)
+            self.check_vocabulary(sequence.ids)
         longest = max(len(sequence.ids) for sequence in sequences)
         if not all(sequence.ids for sequence in sequences):
             raise DataError("the prompt is empty: there is nothing to continue")
@@ -255,11 +260,6 @@ class Engine:
             num_prompt=len(sequences[0].ids),
             text=AnswerText(self.encoder.decode, sequences[0].ids, sampling.stop),
         )
-
-    def _check_vocabulary(self, ids: Sequence[int]) -> None:
-        """Raise `DataError` for a token that the model does not know; only given ids can hold one."""
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
-            raise DataError(f"token ids must lie in 0-{self.vocabulary - 1}")
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) + len(self._waiting[0][1]) <= self.max_batch:

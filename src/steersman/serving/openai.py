@@ -208,8 +208,9 @@ async def completions(body: CompletionBody, http: HttpRequest, service: Served) 
 
 
 def _as_ids(prompt: Prompt, service: Service) -> Prompt:
-    """The prompt with its tokens, so that it is tokenised once."""
+    """The prompt with its tokens, so that it is tokenised once; `DataError` when they are none of the model's."""
     ids = tuple(service.encoder.encode_prompt(prompt))
+    service.worker.engine.check_vocabulary(ids)
     text = prompt.text if prompt.token_ids is None else service.encoder.decode(ids)
     return Prompt(text=text, token_ids=ids)
 

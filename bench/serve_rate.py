@@ -1,0 +1,161 @@
+"""200 clients at once against the engine's own batch rate; what the clients feel, and what the server keeps of it.
+
+A model of the sandbox's size with random weights answers in fp32, so overheads show and every answer is known. Answers
+of the server are compared with the engine's, also while every tenth client hangs up midway.
+"""
+
+import asyncio
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from result import write
+
+from steersman.generation.engine import Engine
+from steersman.models.load import load_model, save_model
+from steersman.records import Prompt
+from steersman.sandbox import world
+from steersman.sandbox.model import write_base
+from steersman.seams import GenerationRequest, Sampling
+
+CLIENTS, EACH, RUNS, BATCH = 200, 5, 5, 64
+HANGS_UP = 10  # one request in so many
+STEERSMAN = Path(sys.executable).with_name("steersman")
+
+
+@dataclass
+class Asked:
+    """One request as a client lived through it."""
+
+    text: str = ""
+    first: float = 0.0
+    whole: float = 0.0
+    hung_up: bool = False
+
+
+def requests() -> list[GenerationRequest]:
+    """Prompts of 5 to 120 words, answers of 10 to 100 tokens."""
+    choose, words = random.Random(0), [word for text in world.words() for word in text.split()]
+    return [
+        GenerationRequest(
+            prompt=Prompt(text=" ".join(choose.choices(words, k=choose.randint(5, 120)))),
+            sampling=Sampling(max_tokens=(length := choose.randint(10, 100)), min_tokens=length, greedy=True),
+        )
+        for _ in range(CLIENTS * EACH)
+    ]
+
+
+async def ask(client: httpx2.AsyncClient, request: GenerationRequest, hang_up: bool) -> Asked:
+    sampling, asked = request.sampling, Asked(hung_up=hang_up)
+    body = {"prompt": request.prompt.text, "max_tokens": sampling.max_tokens, "min_tokens": sampling.min_tokens,
+            "temperature": 0, "stream": True}  # fmt: skip
+    start = time.perf_counter()
+    async with client.stream("POST", "/v1/completions", json=body) as reply:
+        assert reply.status_code == 200, (await reply.aread()).decode()
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            asked.text += "".join(choice["text"] for choice in event["choices"])
+            asked.first = asked.first or time.perf_counter() - start
+            if hang_up and asked.text:
+                return asked
+    asked.whole = time.perf_counter() - start
+    return asked
+
+
+async def load(url: str, asked: Sequence[GenerationRequest], *, hang_up: bool) -> tuple[list[Asked], float]:
+    """All clients at once, each with its requests one after another; seconds in all."""
+    limits = httpx2.Limits(max_connections=CLIENTS)
+    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=600) as client:
+
+        async def one_client(number: int) -> list[Asked]:
+            own = range(number * EACH, (number + 1) * EACH)
+            return [await ask(client, asked[i], hang_up and i % HANGS_UP == 0) for i in own]
+
+        start = time.perf_counter()
+        found = await asyncio.gather(*(one_client(number) for number in range(CLIENTS)))
+        return [one for answers in found for one in answers], time.perf_counter() - start
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_until_ready(url: str) -> None:
+    for _ in range(600):
+        try:
+            if httpx2.get(f"{url}/ready").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError("the server does not start")
+
+
+def resident_mb(process: subprocess.Popen[bytes]) -> float:
+    status = Path(f"/proc/{process.pid}/status").read_text().split()
+    return int(status[status.index("VmRSS:") + 1]) / 1024
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=100)
+    return {f"p{p}": round(cuts[p - 1], 3) for p in (50, 95, 99)}
+
+
+def main() -> None:
+    asked = requests()
+    num_tokens = sum(request.sampling.max_tokens for request in asked)
+    with tempfile.TemporaryDirectory() as folder:
+        base = write_base(Path(folder, "base"))
+        model = save_model(load_model(base, precision="float32", from_scratch_seed=0), Path(folder, "model"))
+        engine = Engine(load_model(model, precision="float32"), max_batch=BATCH)
+        expected = [answer.text for answer in engine.generate(asked)]
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        command = [str(STEERSMAN), "serve", str(model), "--port", str(port), "--precision", "float32",
+                   "--batch", str(BATCH)]  # fmt: skip
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            wait_until_ready(url)
+            ours, peer, memory = [], [], []
+            answers: list[Asked] = []
+            for _ in range(RUNS):
+                engine.forget()
+                start = time.perf_counter()
+                engine.generate(asked)
+                peer.append(num_tokens / (time.perf_counter() - start))
+                found, seconds = asyncio.run(load(url, asked, hang_up=False))
+                ours.append(num_tokens / seconds)
+                answers += found
+                assert [one.text for one in found] == expected, "an answer differs from the engine's"
+                memory.append(resident_mb(server))
+            found, _ = asyncio.run(load(url, asked, hang_up=True))
+            stayed = [(one.text, text) for one, text in zip(found, expected, strict=True) if not one.hung_up]
+            assert all(text == wanted for text, wanted in stayed), "an answer differs beside clients that hang up"
+            print(f"{len(answers) + len(stayed)} answers equal the engine's, {len(found) - len(stayed)} were cut")
+        finally:
+            server.terminate()
+            server.wait(60)
+    write(
+        "serve_rate", "tokens/s", ours, peer, "our engine, one batch, in process",
+        first_token_seconds=percentiles([one.first for one in answers]),
+        whole_answer_seconds=percentiles([one.whole for one in answers]),
+        resident_mb=[round(size) for size in memory], clients=CLIENTS,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
