@@ -39,7 +39,7 @@ def recipe(tmp_path: Path, tiny_model_folder: Path) -> Path:
         "title": "Tiny",
         "output": "unused",
         "model": str(tiny_model_folder),
-        "data": {"labelled": ["unused"], "relabel": True, "split_ratio": 0.7},
+        "data": {"labelled": ["unused"], "relabel": True, "split_ratio": 0.7, "limit": 4},
         **dict.fromkeys(("predictor", "sft", "retrain"), job),
         "bootstrap": {"attributes": {"quality": 4}},
         "steering": {"attributes": ["quality"]},

@@ -106,6 +106,8 @@ def _by_folds(
         raise ConfigError(f"{recipe}: folds are of human-labelled trees; give a recipe that has data")
     plain["output"] = str(output)
     plain["data"] |= {"labelled": inputs, "unlabelled": [], "relabel": True, "folds": folds}
+    if not any(override.startswith("data.limit=") for override in overrides):
+        plain["data"]["limit"] = None  # all of the input counts, however much of its own data the recipe takes
     display = Display(say=typer.echo, bar=progress_bar, training=training_progress)
     steerlm = SteerLM(config.validate(plain, SteerLMConfig, str(recipe)), display)
     return steerlm.cross_validate(), output / "predictor-quality"
