@@ -31,5 +31,5 @@ def test_each_step_shows_loss_rate_and_learning_rate(monkeypatch, capsys):
         on_step(Report(step=9, loss=1.25, lr=1e-5, num_trained=120, validation={"oasst": {"loss": 1.75}}, **numbers))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("train: 1 of 2 steps")
-    assert lines[0].endswith("loss 1.5000, 240 trained tokens/s, lr 2.00e-05")
+    assert lines[0].endswith("loss 1.5000, 600 tokens/s, lr 2.00e-05")
     assert lines[1].endswith("lr 1.00e-05, oasst 1.7500")

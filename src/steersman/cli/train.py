@@ -76,8 +76,8 @@ def training_progress(description: str) -> Iterator[Callable[["Report"], None]]:
             if advance is None:
                 num_left = report.num_steps - report.step + 1
                 advance = bars.enter_context(progress_bar(description, total=num_left, unit="steps"))
-            rate = report.num_trained / report.seconds
-            note = f"loss {report.loss:.4f}, {rate:,.0f} trained tokens/s, lr {report.lr:.2e}"
+            rate = report.num_tokens / report.seconds
+            note = f"loss {report.loss:.4f}, {rate:,.0f} tokens/s, lr {report.lr:.2e}"
             for name, numbers in report.validation.items():
                 note += f", {name} {numbers['loss']:.4f}"
             advance(1, note)
