@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from steersman.attributes import Attribute, AttributeSchema
@@ -69,3 +70,12 @@ def test_what_does_not_fit_is_refused(saved):
         load_model(folder, values=AttributeSchema.of("quality"))
     with pytest.raises(ModelError, match="judges answers and writes none"):
         Engine(load_model(folder))
+
+
+def test_a_folder_that_lacks_weights_is_refused(tiny_model_folder):
+    path = tiny_model_folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing, such as model.layers.1.mlp.up_proj.weight"):
+        load_model(tiny_model_folder, values=SCHEMA)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from steersman.attributes import Attribute, AttributeSchema
-from steersman.errors import ModelError
+from steersman.errors import DataError, ModelError
 from steersman.models.load import LoadedModel, load_model
 from steersman.records import Conversation
 from steersman.scoring.values import ValuePredictor
@@ -71,7 +71,7 @@ def test_the_window_is_kept(loaded: LoadedModel) -> None:
     long = conversation(("User", "hello", None), ("Assistant", "moon " * 600, None))
     assert predictor.fits(CHATS[0])
     assert not predictor.fits(long)
-    with pytest.raises(ModelError, match="longer than the 512 tokens"):
+    with pytest.raises(DataError, match="longer than the 512 tokens"):
         predictor.judge([long])
 
 

@@ -24,9 +24,9 @@ from steersman.errors import ModelError
 WEIGHT = "score.weight"
 
 
-def num_outputs(schema: AttributeSchema) -> int:
-    """K."""
-    return sum(len(attribute.values) for attribute in schema.attributes)
+def value_sizes(schema: AttributeSchema) -> list[int]:
+    """How many of the logits belong to each attribute, in order; K in all."""
+    return [len(attribute.values) for attribute in schema.attributes]
 
 
 def value_logits(model: PreTrainedModel, hidden_MH: Tensor) -> Tensor:
@@ -39,19 +39,21 @@ def load_with_head(path: str, schema: AttributeSchema, **options: Any) -> PreTra
     """A backbone with the head of these attributes: the folder's own, or a new one.
 
     Raises:
-        ModelError: the folder has a head of another size.
+        ModelError: the folder has a head of another size, or lacks weights of the backbone.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that a new head is not in the folder is no news
     try:
         found: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=num_outputs(schema), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path, num_labels=sum(value_sizes(schema)), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     finally:
         logging.set_verbosity(verbosity)
     model, info = found
     if info["mismatched_keys"]:
         raise ModelError(f"{path}: it has a head of another shape than {', '.join(schema.names)} need")
+    if absent := sorted(set(info["missing_keys"]) - {WEIGHT}):
+        raise ModelError(f"{path}: {len(absent)} weights are missing, such as {absent[0]}; fetch the folder again")
     set_head(model, None if WEIGHT in info["missing_keys"] else _read_head(Path(path)))
     return model
 

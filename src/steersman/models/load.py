@@ -33,7 +33,7 @@ from steersman.card import ModelCard, TemplateSpec
 from steersman.errors import ModelError, OutputError
 from steersman.models.adapters import LoraConfig, add_lora
 from steersman.models.attention import IMPLEMENTATION, Segments
-from steersman.models.heads import load_with_head, num_outputs, set_head
+from steersman.models.heads import load_with_head, set_head, value_sizes
 from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
 
@@ -237,7 +237,7 @@ def load_model(
             if values is None:
                 model = AutoModelForCausalLM.from_config(config, **options)
             else:
-                config.num_labels = num_outputs(values)
+                config.num_labels = sum(value_sizes(values))
                 model = AutoModelForSequenceClassification.from_config(config, **options)
                 set_head(model, None)
         model = model.to(device)

@@ -12,10 +12,10 @@ import torch
 from steersman.attributes import AttributeSchema
 from steersman.batches.packing import pack
 from steersman.batches.sequences import tokenise_valued
-from steersman.errors import ModelError
+from steersman.errors import DataError, ModelError
 from steersman.generation.window import Window
 from steersman.models.attention import Segments
-from steersman.models.heads import value_logits
+from steersman.models.heads import value_logits, value_sizes
 from steersman.models.load import LoadedModel, hidden_states, plain_model
 from steersman.records import Conversation, Judgement, Prompt
 from steersman.scoring.attributes import expected_value, up_to_last_spoken
@@ -60,7 +60,11 @@ class ValuePredictor:
         return self._window.holds(self.prompt(conversation), room=0)
 
     def judge(self, conversations: Sequence[Conversation], progress: Progress | None = None) -> list[Judgement]:
-        """One judgement a conversation, in order; equal conversations are judged once."""
+        """One judgement a conversation, in order; equal conversations are judged once.
+
+        Raises:
+            DataError: one is longer than the model's window; see `fits`.
+        """
         prompts = [self.prompt(conversation) for conversation in conversations]
         distinct = sorted(set(prompts), key=lambda prompt: prompt.text)  # those that begin alike side by side
         with self._busy:
@@ -75,7 +79,7 @@ class ValuePredictor:
         numbered = ((prompt, (float(number),)) for number, prompt in enumerate(prompts))
         sequences = tokenise_valued(numbered, encoder, self._window.size, MICRO_TOKENS)
         if sequences.num_skipped:
-            raise ModelError(f"a conversation is longer than the {self._window.size} tokens that the model can take")
+            raise DataError(f"a conversation is longer than the {self._window.size} tokens that the model can take")
         found: dict[int, Judgement] = {}
         for batch in pack([sequences[index] for index in range(len(sequences))], MICRO_TOKENS):
             batch = batch.to(self._loaded.device)
@@ -87,10 +91,9 @@ class ValuePredictor:
         return [found[number] for number in range(len(prompts))]
 
     def _judgement(self, logits_K: torch.Tensor) -> Judgement:
-        attributes = self.schema.attributes
-        blocks = torch.split(logits_K.double(), [len(attribute.values) for attribute in attributes])
+        blocks = torch.split(logits_K.double(), value_sizes(self.schema))
         judgement = Judgement(values={}, probabilities={}, expected={})
-        for attribute, logits_V in zip(attributes, blocks, strict=True):
+        for attribute, logits_V in zip(self.schema.attributes, blocks, strict=True):
             probabilities = logits_V.softmax(0).tolist()
             judgement.values[attribute.name] = attribute.low + int(logits_V.argmax())
             judgement.probabilities[attribute.name] = probabilities

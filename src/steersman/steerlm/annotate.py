@@ -117,8 +117,8 @@ def annotate_unit(
     rounds: Iterable[Sequence[tuple[Conversation, int] | None]] = itertools.zip_longest(*queues)
     if not scorer.reads_labels:
         rounds = [list(itertools.chain.from_iterable(queues))]
-    for round in rounds:
-        due = [one for one in round if one is not None]
+    for together in rounds:
+        due = [one for one in together if one is not None]
         asked = [_asking_for(conversation, turn) for conversation, turn in due]
         fitting = [fits is None or fits(one) for one in asked]
         judgements = iter(scorer.judge([one for one, fit in zip(asked, fitting, strict=True) if fit], progress))

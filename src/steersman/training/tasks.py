@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from steersman.attributes import AttributeSchema
 from steersman.batches.packing import PackedBatch
 from steersman.models.attention import Segments
-from steersman.models.heads import value_logits
+from steersman.models.heads import value_logits, value_sizes
 from steersman.models.load import head_weight, hidden_states, logit_softcap
 from steersman.objectives import Loss
 from steersman.objectives.sft import fused_linear_cross_entropy
@@ -56,7 +56,7 @@ def sft(model: PreTrainedModel | PeftModel) -> Task:
 
 def values(model: PreTrainedModel, schema: AttributeSchema) -> Task:
     """The attribute values of an answer, read where its label would begin (see `models.heads`)."""
-    sizes = [len(attribute.values) for attribute in schema.attributes]
+    sizes = value_sizes(schema)
 
     def task(batch: PackedBatch) -> Loss:
         logits_MK = value_logits(model, _hidden_states(model, batch))
