@@ -77,5 +77,6 @@ def test_a_folder_that_lacks_weights_is_refused(tiny_model_folder):
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 weights are missing, such as model.layers.1.mlp.up_proj.weight"):
-        load_model(tiny_model_folder, values=SCHEMA)
+    for values in (SCHEMA, None):
+        with pytest.raises(ModelError, match=r"1 weights are missing, such as model.layers.1.mlp.up_proj.weight"):
+            load_model(tiny_model_folder, values=values)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
 
 from steersman.attributes import AttributeSchema
 from steersman.errors import ModelError
+from steersman.models.weights import from_pretrained
 
 WEIGHT = "score.weight"
 
@@ -41,19 +41,16 @@ def load_with_head(path: str, schema: AttributeSchema, **options: Any) -> PreTra
     Raises:
         ModelError: the folder has a head of another size, or lacks weights of the backbone.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that a new head is not in the folder is no news
-    try:
-        found: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=sum(value_sizes(schema)), output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    model, info = found
+    model, info = from_pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        new=[WEIGHT],
+        num_labels=sum(value_sizes(schema)),
+        ignore_mismatched_sizes=True,
+        **options,
+    )
     if info["mismatched_keys"]:
         raise ModelError(f"{path}: it has a head of another shape than {', '.join(schema.names)} need")
-    if absent := sorted(set(info["missing_keys"]) - {WEIGHT}):
-        raise ModelError(f"{path}: {len(absent)} weights are missing, such as {absent[0]}; fetch the folder again")
     set_head(model, None if WEIGHT in info["missing_keys"] else _read_head(Path(path)))
     return model
 

@@ -34,6 +34,7 @@ from steersman.errors import ModelError, OutputError
 from steersman.models.adapters import LoraConfig, add_lora
 from steersman.models.attention import IMPLEMENTATION, Segments
 from steersman.models.heads import load_with_head, set_head, value_sizes
+from steersman.models.weights import from_pretrained
 from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
 
@@ -184,12 +185,12 @@ def _load_weights(
             base = json.loads((Path(path) / "adapter_config.json").read_bytes())["base_model_name_or_path"]
             if _is_local(base):
                 check_folder(base)
-            model = AutoModelForCausalLM.from_pretrained(base, **options)
+            model, _ = from_pretrained(AutoModelForCausalLM, base, **options)
             grow_embeddings(model, vocabulary)
             return PeftModel.from_pretrained(model, path).to(device)
         if values is not None:
             return load_with_head(path, values, **options).to(device)
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(path, **options).to(device))
+        return from_pretrained(AutoModelForCausalLM, path, **options)[0].to(device)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{path}: a file is damaged ({error}); fetch the folder again") from None
     except OSError as error:
