@@ -13,7 +13,8 @@ from steersman.card import ModelCard, TemplateSpec
 from steersman.errors import DataError, ModelError, OutputError
 from steersman.models.load import load_model
 from steersman.pipelines.jobs import TrainConfig, run_training
-from steersman.pipelines.probes import ProbeConfig, labelled_turns, run_probe
+from steersman.pipelines.probes import ProbeConfig, run_probe
+from steersman.pipelines.training_files import each_labelled, labelled_turns
 from steersman.records import Conversation
 from steersman.scoring.heads import HeadReader
 from steersman.scoring.values import ValuePredictor
@@ -68,7 +69,8 @@ def test_it_learns_from_frozen_states(config: ProbeConfig, labelled: Path) -> No
     assert card.attributes is not None
     assert card.attributes.names == ("quality", "humor")
     predictor = ValuePredictor(load_model(config.output, precision="float32"))
-    turns = list(labelled_turns(str(labelled), SCHEMA))
+    found = each_labelled(str(labelled), SCHEMA, lambda conversation: labelled_turns(conversation, SCHEMA))
+    turns = [turn for turns in found for turn in turns]
     judged = predictor.judge([turn.conversation for turn in turns])
     for name in ("quality", "humor"):
         errors = [abs(found.expected[name] - turn.values[name]) for found, turn in zip(judged, turns, strict=True)]

@@ -7,10 +7,9 @@ there to foretell the next token, and they take a part of the time.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,10 +24,9 @@ from steersman.models.heads import output_names, set_head, value_sizes
 from steersman.models.load import Precision, load_model, plain_model, prepare_for_training, save_model
 from steersman.pipelines import run_folder
 from steersman.pipelines.jobs import schema_of
-from steersman.records import Conversation
+from steersman.pipelines.training_files import each_labelled, labelled_turns
 from steersman.scoring.heads import HeadReader
 from steersman.sources.prepare import Bar, no_bar
-from steersman.text.read import check_labels
 from steersman.training.probe import fit_probe
 
 
@@ -62,23 +60,6 @@ class ProbeConfig(ProbeSettings):
     data: tuple[str, ...] = Field(min_length=1)
 
 
-class LabelledTurn(NamedTuple):
-    """What is learnt from.
-
-    Attributes:
-        conversation: up to the labelled turn.
-        values: attribute -> value.
-    """
-
-    conversation: Conversation
-    values: dict[str, int]
-
-    @property
-    def opening(self) -> str:
-        """What its first turn says; conversations that open alike are branches of one tree."""
-        return self.conversation.conversations[0].value
-
-
 def run_probe(config: ProbeConfig, bar: Bar = no_bar) -> dict[str, Any]:
     """Fit a predictor and save it; returns figures: how many turns it saw, and how far each attribute was shrunk.
 
@@ -87,9 +68,15 @@ def run_probe(config: ProbeConfig, bar: Bar = no_bar) -> dict[str, Any]:
         OutputError: the output exists, or cannot be written.
     """
     jsonl.check_absent(config.output)
-    every = [turn for path in config.data for turn in labelled_turns(path, config.attributes)]
+    files = ", ".join(config.data)
+    every = [
+        turn
+        for path in config.data
+        for turns in each_labelled(path, config.attributes, lambda one: labelled_turns(one, config.attributes))
+        for turn in turns
+    ]
     if not every:
-        raise DataError("no turn has a label to learn from", ", ".join(config.data))
+        raise DataError("no turn has a label to learn from", files)
     counts = {
         name: Counter(turn.values[name] for turn in every if name in turn.values) for name in config.attributes.names
     }
@@ -108,32 +95,14 @@ def run_probe(config: ProbeConfig, bar: Bar = no_bar) -> dict[str, Any]:
     loaded = prepare_for_training(replace(loaded, card=card), template)
     reader = HeadReader(loaded)
     turns = [turn for turn in every if reader.fits(turn.conversation)]
+    if not turns:
+        raise DataError(f"every labelled turn is longer than the {loaded.window} tokens that the model can take", files)
     with bar(f"read {config.output.parent.name}", total=len(turns), unit="turns") as progress:
-        states_NF = reader.features([turn.conversation for turn in turns], progress).double().numpy()
+        features_NF = reader.features([turn.conversation for turn in turns], progress).double().numpy()
     values_NA = np.array([[turn.values.get(a.name, math.nan) - a.low for a in schema.attributes] for turn in turns])
     _, groups_N = np.unique([turn.opening for turn in turns], return_inverse=True)
-    probe = fit_probe(states_NF, values_NA, groups_N, value_sizes(schema))
+    probe = fit_probe(features_NF, values_NA, groups_N, value_sizes(schema))
     set_head(plain_model(loaded.model), torch.from_numpy(probe.weight_KF), torch.from_numpy(probe.bias_K))
     save_model(loaded, config.output)
     penalties = dict(zip(schema.names, probe.penalties, strict=True))
     return {"num_turns": len(turns), "num_too_long": len(every) - len(turns), "penalties": penalties}
-
-
-def labelled_turns(path: str, schema: AttributeSchema) -> Iterator[LabelledTurn]:
-    """The turns of a file that people have labelled, each with all before it.
-
-    Raises:
-        DataError: a malformed record, or a label outside the schema.
-    """
-
-    def parse(record: dict[str, Any]) -> Conversation:
-        conversation = Conversation.model_validate(record)
-        check_labels(conversation, schema)
-        return conversation
-
-    for _, conversation in jsonl.parse_each(path, parse):
-        for index in conversation.spoken_turns():
-            turn = conversation.conversations[index]
-            if turn.train and turn.label:
-                cut = conversation.model_copy(update={"conversations": conversation.conversations[: index + 1]})
-                yield LabelledTurn(cut, schema.parse(turn.label))

@@ -8,9 +8,9 @@ for a head that compares them.
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from steersman import jsonl
 from steersman.attributes import AttributeSchema
@@ -28,6 +28,50 @@ logger = logging.getLogger(__name__)
 
 Target = tuple[Prompt, list[float]]
 """What a head reads, and what it is to say at its end."""
+
+Used = TypeVar("Used")
+
+
+class LabelledTurn(NamedTuple):
+    """What a head of attributes learns from.
+
+    Attributes:
+        conversation: up to the labelled turn.
+        values: attribute -> value.
+    """
+
+    conversation: Conversation
+    values: dict[str, int]
+
+    @property
+    def opening(self) -> str:
+        """What its first turn says; conversations that open alike are branches of one tree."""
+        return self.conversation.conversations[0].value
+
+
+def each_labelled(path: str, schema: AttributeSchema, use: Callable[[Conversation], Used]) -> Iterator[Used]:
+    """What `use` makes of every conversation of a file, NeMo's regression files among them.
+
+    Raises:
+        DataError: a malformed record, a label outside the schema, or one that `use` refuses; with file and line.
+    """
+
+    def parse(record: dict[str, Any]) -> Used:
+        conversation = to_conversation(record)
+        check_labels(conversation, schema)
+        return use(conversation)
+
+    return (used for _, used in jsonl.parse_each(path, parse))
+
+
+def labelled_turns(conversation: Conversation, schema: AttributeSchema) -> list[LabelledTurn]:
+    """The turns of unmasked roles with a label to learn from, each with all before it."""
+    turns = conversation.conversations
+    return [
+        LabelledTurn(conversation.model_copy(update={"conversations": turns[: index + 1]}), schema.parse(label))
+        for index in conversation.spoken_turns()
+        if turns[index].train and (label := turns[index].label)
+    ]
 
 
 @dataclass
@@ -95,21 +139,17 @@ class TrainingFiles:
         assert self.attributes
         schema, lows = self.attributes, [a.low if self.head == "values" else 0 for a in self.attributes.attributes]
 
-        def parse(record: dict[str, Any]) -> list[Target]:
-            conversation = to_conversation(record)
-            check_labels(conversation, schema)
+        def use(conversation: Conversation) -> list[Target]:
             self._note(conversation, path, survey)
-            targets = []
-            for index in conversation.spoken_turns():
-                turn = conversation.conversations[index]
-                if turn.train and turn.label:
-                    given = schema.parse(turn.label)
-                    values = [given.get(name, math.nan) - low for name, low in zip(schema.names, lows, strict=True)]
-                    cut = conversation.model_copy(update={"conversations": conversation.conversations[: index + 1]})
-                    targets.append((self.encoder.template.prompt_for_label(cut, earlier_labels=False), values))
-            return targets
+            return [
+                (
+                    self.encoder.template.prompt_for_label(turn.conversation, earlier_labels=False),
+                    [turn.values.get(name, math.nan) - low for name, low in zip(schema.names, lows, strict=True)],
+                )
+                for turn in labelled_turns(conversation, schema)
+            ]
 
-        return (target for _, targets in jsonl.parse_each(path, parse) for target in targets)
+        return (target for targets in each_labelled(path, schema, use) for target in targets)
 
     def _answers(self, path: str, survey: Survey) -> Iterator[Target]:
         """The chosen and the rejected answer of each pair; of each, how probably it is the better, and its margin."""

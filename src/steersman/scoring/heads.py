@@ -96,10 +96,9 @@ class HeadReader:
             segments = Segments(batch.bounds, batch.parents)
             states_MH = hidden_states(self._model, batch.input_ids_1T, batch.position_ids_1T, segments, batch.trained_M)
             numbers, counts = torch.unique_consecutive(batch.targets_M.flatten().long(), return_counts=True)
-            for number, states_LH in zip(
-                numbers.tolist(), torch.split(states_MH.float(), counts.tolist()), strict=True
-            ):
-                rows[number] = self._features(states_LH).cpu()
+            parts = torch.split(states_MH.float(), counts.tolist())
+            features_NF = torch.stack([self._features(states_LH) for states_LH in parts]).cpu()
+            rows |= dict(zip(numbers.tolist(), features_NF, strict=True))
             if progress:
                 progress(len(numbers))
         return torch.stack([rows[number] for number in range(len(prompts))])
