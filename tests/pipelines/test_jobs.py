@@ -278,6 +278,97 @@ def test_a_head_is_trained_alike_however_its_prompts_are_packed(recipe, tmp_path
     assert losses("packed", 2048) == pytest.approx(losses("alone", 1), rel=1e-4)
 
 
+CONTRAST = {"contrast": 20.0, "attributes": ["quality", "humor"], "batch": {"pairs": 4, "micro_tokens": 512}}
+
+
+def test_a_contrast_teaches_the_label_that_plain_training_ignores(recipe, tmp_path):
+    """Labels that name the answer: told apart, the same steps make the own label help far more than it did."""
+    jsonl.write(tmp_path / "train.jsonl", map(named, range(48)), overwrite=True)
+    jsonl.write(tmp_path / "val.jsonl", map(named, range(100, 124)), overwrite=True)
+
+    def gain(name, weight):
+        options = {**CONTRAST, "contrast": weight, "steps": 24, "output": str(tmp_path / name)}
+        return run_training(recipe(**options)).metrics["validation.val.gain"]
+
+    told_apart = gain("contrast", 20.0)
+    assert told_apart > 0.2
+    assert told_apart > 3 * gain("plain", 1e-9)
+
+
+def named(number):
+    """An answer whose label is its place among `ANSWERS`."""
+    place = random.Random(number).randrange(4)
+    turns = [
+        {"from": "User", "value": "Say something.", "label": None},
+        {"from": "Assistant", "value": ANSWERS[place], "label": f"quality:{place},humor:0"},
+    ]
+    return {"system": "", "mask": "User", "type": "VALUE_TO_TEXT", "conversations": turns}
+
+
+def test_a_contrast_starts_from_the_loss_of_plain_training(recipe, tmp_path):
+    """Its nll is plain training's loss over the same answers, however rows are packed."""
+    records = [conversation(number) for number in range(24)]
+    for record in records:
+        record["conversations"] = record["conversations"][:2]  # every answer has a label
+    jsonl.write(tmp_path / "train.jsonl", records, overwrite=True)
+    data = {"train": [{"path": str(tmp_path / "train.jsonl")}], "validation": {}}
+    reports = []
+    for name, options in {
+        "plain": {"batch": {"sequences": 24, "micro_tokens": 4096}},
+        "contrast": {**CONTRAST, "batch": {"pairs": 24, "micro_tokens": 4096}},
+        "alone": {**CONTRAST, "batch": {"pairs": 24, "micro_tokens": 1}},
+    }.items():
+        options = {"attributes": ["quality", "humor"], "data": data, "steps": 1, **options}
+        run_training(recipe(**options, output=str(tmp_path / name)), reports.append)
+    plain, whole, alone = reports
+    assert plain.num_trained == whole.num_trained == alone.num_trained
+    assert whole.metrics["nll"] == pytest.approx(plain.loss, rel=1e-5)
+    assert alone.metrics == pytest.approx(whole.metrics, rel=1e-3, abs=1e-5)
+    assert alone.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert whole.num_tokens < 2 * plain.num_tokens  # the question goes in once for both labels
+
+
+def test_a_contrast_that_was_cut_ends_in_the_same_bits(recipe, tmp_path):
+    whole = run_training(recipe(**CONTRAST, output=str(tmp_path / "whole")))
+
+    def interrupt(report):
+        if report.step == 5:
+            raise CutError
+
+    with pytest.raises(CutError):
+        run_training(recipe(**CONTRAST), interrupt)
+    assert_same_weights(run_training(recipe(**CONTRAST)).last, whole.last)
+
+
+def test_a_contrast_takes_every_labelled_turn_by_itself(recipe, tmp_path, caplog):
+    """Of the turns that are trained and have a label; one is too long, and one has none."""
+    turns = [
+        {"from": "User", "value": "Say something.", "label": None},
+        {"from": "Assistant", "value": ANSWERS[0], "label": "quality:0"},
+        {"from": "User", "value": "And then?", "label": None},
+        {"from": "Assistant", "value": ANSWERS[1], "label": "quality:4"},
+        {"from": "User", "value": "And then?", "label": None},
+        {"from": "Assistant", "value": ANSWERS[2], "label": None},
+        {"from": "User", "value": "And " * 200, "label": None},
+        {"from": "Assistant", "value": ANSWERS[3], "label": "quality:2"},
+    ]
+    record = {"system": "", "mask": "User", "type": "VALUE_TO_TEXT", "conversations": turns}
+    jsonl.write(tmp_path / "train.jsonl", [record], overwrite=True)
+    data = {"train": [{"path": str(tmp_path / "train.jsonl")}]}
+    reports = []
+    run_training(recipe(**{**CONTRAST, "data": data, "attributes": ["quality"]}, steps=1), reports.append)
+    assert "1 of 3 labelled answers have nothing to train on within 128 tokens" in caplog.text
+
+    encoder = load_model(tmp_path / "run" / "last").encoder
+    lengths = [len(encoder.encode(answer + "\n<extra_id_1>").ids) for answer in ANSWERS[:2]]
+    assert reports[0].num_trained == 2 * sum(lengths)  # a step takes four pairs, so that each comes twice
+
+    turns[1]["label"] = turns[3]["label"] = turns[7]["label"] = "quality:3"
+    jsonl.write(tmp_path / "train.jsonl", [record], overwrite=True)
+    with pytest.raises(DataError, match=r"train.jsonl: a contrast needs answers with different labels; these have 1"):
+        run_training(recipe(**{**CONTRAST, "data": data, "attributes": ["quality"], "output": str(tmp_path / "one")}))
+
+
 def test_files_are_mixed_by_weight(recipe, tmp_path):
     jsonl.write(tmp_path / "long.jsonl", (conversation(number, system="x " * 80) for number in range(5)))
     files = [{"path": str(tmp_path / "train.jsonl"), "weight": 3}, {"path": str(tmp_path / "long.jsonl"), "weight": 1}]
@@ -325,6 +416,8 @@ def test_what_cannot_be_trained_is_refused(recipe, change, error, message):
         ({"role": "reward"}, "it has no attributes, and batch.pairs"),
         ({"role": "reward", "head": "regression"}, "goal weighs .*; give a goal over the recipe's attributes"),
         ({"margin_scale": 1}, "batch.pairs and margin_scale are for head: reward"),
+        ({"contrast": 1.0}, "contrast is for role: sft with attributes, and batch.tokens"),
+        ({**CONTRAST, "attributes": None}, "contrast is for role: sft with attributes, and batch.tokens"),
         ({"data": {"train": [{"path": "a", "weight": 1}, {"path": "b"}]}}, "a weight, or none"),
         ({"optim": {"lr": 1, "warmup": 3}}, "unknown key 'optim.warmup'; did you mean 'warmup_steps'"),
     ],

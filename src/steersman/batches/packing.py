@@ -28,6 +28,7 @@ class PackedBatch:
         parents: the chunk that each continues (see `sequences.Shifted`), -1 for none.
         trained_M: i64, positions of the row whose hidden state predicts a trained token.
         targets_M: i64, those tokens; or f32[M, A], the values that are read there.
+        sizes: how many of them each sequence has.
     """
 
     input_ids_1T: Tensor
@@ -36,6 +37,7 @@ class PackedBatch:
     parents: Sequence[int]
     trained_M: Tensor
     targets_M: Tensor
+    sizes: Sequence[int]
 
     @property
     def num_tokens(self) -> int:
@@ -70,6 +72,7 @@ def join(families: Sequence[Shifted]) -> PackedBatch:
         parents=parents.tolist(),
         trained_M=_tensor([family.trained_M + start for family, start, _ in placed]),
         targets_M=_tensor([family.targets_M for family in families]),
+        sizes=np.concatenate([family.sizes_B for family in families]).tolist(),
     )
 
 
@@ -81,7 +84,7 @@ def _tensor(parts: Sequence[Ints | Floats]) -> Tensor:
 def idle() -> PackedBatch:
     """A row of one token with nothing to train: what a process without a share of a step runs beside the others."""
     zero, nothing = np.zeros(1, np.int64), np.empty(0, np.int64)
-    return join([Shifted(zero, zero, zero, zero - 1, nothing, nothing)])
+    return join([Shifted(zero, zero, zero, zero - 1, nothing, nothing, nothing)])
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -39,6 +39,7 @@ class Shifted(NamedTuple):
         parents_N: the chunk that each continues, -1 for none.
         trained_M: indices of the inputs whose next token is trained; twice where two sequences train it.
         targets_M: that next token; or f32[M, A], the values read there.
+        sizes_B: how many of them each sequence has.
     """
 
     inputs_T: Ints
@@ -47,6 +48,7 @@ class Shifted(NamedTuple):
     parents_N: Ints
     trained_M: Ints
     targets_M: Ints | Floats
+    sizes_B: Ints
 
 
 def shift(ids_L: Ints, loss_mask_L: Bools) -> Shifted:
@@ -97,6 +99,7 @@ def shift_family(family: Sequence[tuple[Ints, Bools]]) -> Shifted:
         parents_N=np.array([parent for _, _, parent in chunks], np.int64),
         trained_M=np.concatenate([place_T[trained_M] for place_T, trained_M in zip(place, trained, strict=True)]),
         targets_M=np.concatenate([ids_L[trained_M + 1] for (ids_L, _), trained_M in zip(family, trained, strict=True)]),
+        sizes_B=np.array([len(trained_M) for trained_M in trained], np.int64),
     )
 
 
@@ -137,8 +140,7 @@ class Sequences:
         shifted = shift_family([(self.ids_S[sequence], self.loss_mask_S[sequence]) for sequence in tokens])
         if self.values_NA is None:
             return shifted
-        num_trained = [int(self.loss_mask_S[sequence].sum()) for sequence in tokens]
-        return shifted._replace(targets_M=self.values_NA[first:end].repeat(num_trained, 0))
+        return shifted._replace(targets_M=self.values_NA[first:end].repeat(shifted.sizes_B, 0))
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -150,27 +152,38 @@ class Sequences:
         return int(self.loss_mask_S.sum())
 
 
-def tokenise(rendered: Iterable[Rendered], encoder: Encoder, seq_len: int, max_family: int = 0) -> Sequences:
+def tokenise(
+    rendered: Iterable[Rendered], encoder: Encoder, seq_len: int, max_family: int = 0, *, together: int = 1
+) -> Sequences:
     """Tokenise a stream of rendered conversations, a few hundred at a time, each cut to `seq_len` inputs.
 
     Records with nothing trained left are counted, not kept. Neighbours that share enough of their beginnings become
     families of at most `max_family` inputs.
+
+    Args:
+        rendered: texts with their trained spans.
+        encoder: of the model.
+        seq_len: longest sequence, in inputs.
+        max_family: longest family, in inputs.
+        together: how many after one another are always of one family, 2 for the same answer under two labels. They keep
+            as many trained tokens as the one with the fewest; when that is none all are left out, and counted as one.
     """
     ids, masks, num_skipped = [], [], 0
     stream = iter(rendered)
-    while batch := list(itertools.islice(stream, TOKENISE_AT_ONCE)):
-        for tokenized in encoder.encode_rendered(batch, seq_len):
-            ids_L = np.asarray(tokenized.input_ids, np.int32)
-            mask_L = np.asarray(tokenized.loss_mask, np.bool_)
-            mask_L[:1] = False  # nothing predicts a sequence's first token
-            trained = np.flatnonzero(mask_L)
-            if not len(trained):
+    while batch := list(itertools.islice(stream, TOKENISE_AT_ONCE * together)):
+        tokenized = encoder.encode_rendered(batch, seq_len)
+        for first in range(0, len(batch), together):
+            group = [(np.asarray(t.input_ids, np.int32), np.asarray(t.loss_mask)) for t in tokenized[first:][:together]]
+            trained = [1 + np.flatnonzero(mask_L[1:]) for _, mask_L in group]  # nothing predicts the first token
+            num_trained = min(map(len, trained))
+            if not num_trained:
                 num_skipped += 1
                 continue
-            end = trained[-1] + 1
-            ids.append(ids_L[:end])
-            masks.append(mask_L[:end])
-    return _flat(ids, masks, max_family, num_skipped)
+            for (ids_L, mask_L), trained_M in zip(group, trained, strict=True):
+                end = trained_M[num_trained - 1] + 1
+                ids.append(ids_L[:end])
+                masks.append(np.concatenate([[False], mask_L[1:end]]))
+    return _flat(ids, masks, max_family, num_skipped, together)
 
 
 def tokenise_valued(

@@ -42,7 +42,7 @@ from steersman.models.load import (
 from steersman.parallel.mesh import Mesh, join
 from steersman.parallel.reduce import from_first
 from steersman.pipelines import run_folder
-from steersman.pipelines.training_files import Survey, TrainingFiles
+from steersman.pipelines.training_files import Contrast, Survey, TrainingFiles
 from steersman.randomness import derive_seed
 from steersman.training import checkpoint, metrics, tasks
 from steersman.training.checkpoint import CheckpointConfig, TrainingState
@@ -108,6 +108,8 @@ class TrainSettings(Config):
         seq_len: longest sequence, in input tokens; longer ones are cut.
         batch: size of a step.
         steps, epochs: length of the run; exactly one. An epoch is as many sequences as all training files hold.
+        contrast: w of `objectives.contrast`: each labelled answer is trained under its own label and, beside it, to be
+            less likely under another's; the label then counts for this many tokens. 0 trains answers alone.
         optim: optimiser.
         lora: train an adapter instead of all weights.
         freeze: regular expressions; a parameter whose name one of them matches (from its beginning) keeps its value.
@@ -125,6 +127,7 @@ class TrainSettings(Config):
     batch: BatchConfig
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
+    contrast: float = Field(default=0.0, ge=0)
     optim: OptimConfig
     lora: LoraConfig | None = None
     freeze: tuple[str, ...] = ()
@@ -189,7 +192,9 @@ class TrainConfig(TrainSettings):
             raise ValueError(f"goal weighs {', '.join(self.goal)}; give a goal over the recipe's attributes")
         if self.head == "reward" and (self.attributes is not None or self.batch.sequences is not None):
             raise ValueError("head: reward compares pairs: it has no attributes, and batch.pairs (or tokens) to a step")
-        if self.head != "reward" and (self.batch.pairs is not None or self.margin_scale):
+        if self.contrast and (self.role != "sft" or self.attributes is None or self.batch.sequences is not None):
+            raise ValueError("contrast is for role: sft with attributes, and batch.tokens (or pairs) to a step")
+        if self.head != "reward" and (self.margin_scale or (self.batch.pairs is not None and not self.contrast)):
             raise ValueError("batch.pairs and margin_scale are for head: reward")
         return self
 
@@ -237,6 +242,7 @@ def run_training(config: TrainConfig, on_step: Callable[[Report], Any] = lambda 
         seq_len=config.seq_len,
         max_family=config.batch.max_family,
         margin_scale=config.margin_scale,
+        contrast=_contrast(config),
     )
     training = [reader.read(file.path, survey) for file in config.data.train]
     validation = {name: reader.read(path, Survey()) for name, path in config.data.validation.items()}
@@ -274,6 +280,13 @@ def _load(config: TrainConfig, mesh: Mesh) -> LoadedModel:
     if config.activation_checkpointing:
         plain_model(loaded.model).activation_checkpointing_enable()
     return loaded
+
+
+def _contrast(config: TrainConfig) -> Contrast | None:
+    if not config.contrast:
+        return None
+    assert config.attributes
+    return Contrast([file.path for file in config.data.train], config.attributes, config.seed)
 
 
 def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tuple[Parent, ...]) -> ModelCard:
@@ -352,6 +365,8 @@ def _job(
 
 def _task(config: TrainConfig, loaded: LoadedModel) -> tasks.Task:
     match config.head:
+        case "lm" if config.contrast:
+            return tasks.contrast(loaded.model, config.contrast)
         case "lm":
             return tasks.sft(loaded.model)
         case "reward":

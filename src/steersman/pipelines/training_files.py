@@ -8,7 +8,7 @@ for a head that compares them.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from steersman.attributes import AttributeSchema
 from steersman.batches.sequences import Sequences, tokenise, tokenise_valued
 from steersman.card import Head
 from steersman.errors import DataError
+from steersman.randomness import stream
 from steersman.records import Conversation, PreferencePair, Prompt
 from steersman.sources.nemo import to_conversation
 from steersman.sources.pairs import each_pair
@@ -48,6 +49,18 @@ class LabelledTurn(NamedTuple):
         """What its first turn says; conversations that open alike are branches of one tree."""
         return self.conversation.conversations[0].value
 
+    @property
+    def label(self) -> str:
+        label = self.conversation.conversations[-1].label
+        assert label is not None
+        return label
+
+    def alone(self, label: str) -> Conversation:
+        """The conversation under another label of this turn, which alone is trained."""
+        *before, turn = self.conversation.conversations
+        turns = [*(t.model_copy(update={"train": False}) for t in before), turn.model_copy(update={"label": label})]
+        return self.conversation.model_copy(update={"conversations": turns})
+
 
 def each_labelled(path: str, schema: AttributeSchema, use: Callable[[Conversation], Used]) -> Iterator[Used]:
     """What `use` makes of every conversation of a file, NeMo's regression files among them.
@@ -74,6 +87,30 @@ def labelled_turns(conversation: Conversation, schema: AttributeSchema) -> list[
     ]
 
 
+class Contrast:
+    """Draws the labels of others from all that the training files hold.
+
+    Raises:
+        DataError: a malformed record, or all labels are the same.
+    """
+
+    def __init__(self, paths: Sequence[str], schema: AttributeSchema, seed: int) -> None:
+        def labels(conversation: Conversation) -> list[str]:
+            return [turn.label for turn in labelled_turns(conversation, schema)]
+
+        self._labels = [label for path in paths for found in each_labelled(path, schema, labels) for label in found]
+        self._choices = stream(seed, "contrast")
+        if len(set(self._labels)) < 2:
+            found = len(set(self._labels))
+            raise DataError(f"a contrast needs answers with different labels; these have {found}", ", ".join(paths))
+
+    def draw(self, own: str) -> str:
+        """A label other than `own`, as often as the files have it."""
+        while (label := self._choices.choice(self._labels)) == own:
+            pass
+        return label
+
+
 @dataclass
 class Survey:
     """What the training data was seen to hold: attributes with how often each value is a label, and system prompts."""
@@ -92,6 +129,7 @@ class TrainingFiles:
         encoder: of the model.
         seq_len, max_family: see `sequences.tokenise`.
         margin_scale: of the pairs' margins.
+        contrast: of a language model that learns answers under others' labels, too: what draws them.
     """
 
     head: Head
@@ -100,6 +138,7 @@ class TrainingFiles:
     seq_len: int
     max_family: int
     margin_scale: float = 0.0
+    contrast: Contrast | None = None
 
     def read(self, path: str, survey: Survey) -> Sequences:
         """A file's sequences, noted in `survey`. Those with nothing to train on are left out, and said to be.
@@ -109,7 +148,10 @@ class TrainingFiles:
         """
         size, together = (self.seq_len, self.max_family), 1
         what, flaw = "records", f"have nothing to train on within {self.seq_len} tokens; `steersman clean` says why"
-        if self.head == "lm":
+        if self.contrast:
+            what, together = "labelled answers", 2
+            sequences = tokenise(self._contrasted(path, survey, self.contrast), self.encoder, *size, together=together)
+        elif self.head == "lm":
             sequences = tokenise(self._conversations(path, survey), self.encoder, *size)
         elif self.head == "reward":
             what, flaw, together = "pairs", f"are longer than {self.seq_len} tokens", 2
@@ -130,6 +172,18 @@ class TrainingFiles:
         for conversation, rendered in read_rendered(path, self.encoder.template, self.attributes):
             self._note(conversation, path, survey)
             yield rendered
+
+    def _contrasted(self, path: str, survey: Survey, contrast: Contrast) -> Iterator[Rendered]:
+        """Each labelled answer by itself, under the label of another and under its own."""
+        assert self.attributes
+        schema, write = self.attributes, self.encoder.template.render
+
+        def use(conversation: Conversation) -> list[Rendered]:
+            self._note(conversation, path, survey)
+            pairs = ((turn, contrast.draw(turn.label)) for turn in labelled_turns(conversation, schema))
+            return [write(turn.alone(label)) for turn, other in pairs for label in (other, turn.label)]
+
+        return (rendered for several in each_labelled(path, schema, use) for rendered in several)
 
     def _labelled_turns(self, path: str, survey: Survey) -> Iterator[Target]:
         """Each labelled turn that is to be learnt from: all up to it, and its values (NaN: not given).

@@ -18,6 +18,8 @@ from steersman.models.attention import Segments
 from steersman.models.heads import scores, value_sizes
 from steersman.models.load import head_weight, hidden_states, logit_softcap, plain_model
 from steersman.objectives import Loss
+from steersman.objectives.contrast import label_contrast
+from steersman.objectives.logprobs import token_logprobs
 from steersman.objectives.reward import bradley_terry, squared_error
 from steersman.objectives.sft import fused_linear_cross_entropy
 from steersman.objectives.values import value_cross_entropy
@@ -51,6 +53,24 @@ def sft(model: PreTrainedModel | PeftModel) -> Task:
             softcap=logit_softcap(model),
             weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
         )
+
+    return task
+
+
+def contrast(model: PreTrainedModel | PeftModel, weight: float) -> Task:
+    """Answers under another's label and under their own, in pairs; see `objectives.contrast`."""
+
+    def task(batch: PackedBatch) -> Loss:
+        hidden_MH, weight_VH = _hidden_states(model, batch), head_weight(model)
+        logprobs_M, _ = token_logprobs(
+            hidden_MH,
+            weight_VH,
+            batch.targets_M,
+            chunk=max(1, LOGITS_AT_ONCE // weight_VH.shape[0]),
+            softcap=logit_softcap(model),
+            weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
+        )
+        return label_contrast(logprobs_M, batch.sizes, weight)
 
     return task
 
