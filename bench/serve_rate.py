@@ -1,7 +1,10 @@
 """200 clients at once against the engine's own batch rate; what the clients feel, and what the server keeps of it.
 
-A model of the sandbox's size with random weights answers in fp32, so overheads show and every answer is known. Answers
-of the server are compared with the engine's, also while every tenth client hangs up midway.
+    python bench/serve_rate.py [MODEL] [RUNS] [TOKENS]
+
+In fp32, so that every answer is known: the server's are compared with the engine's, also while every tenth client hangs
+up midway. Answers have a tenth of TOKENS up to TOKENS. By default a model of the sandbox's size with random weights
+answers, whose steps are so short that nothing but overheads shows; a real MODEL goes to `serve_rate_model`.
 """
 
 import asyncio
@@ -28,7 +31,7 @@ from steersman.sandbox import world
 from steersman.sandbox.model import write_base
 from steersman.seams import GenerationRequest, Sampling
 
-CLIENTS, EACH, RUNS, BATCH = 200, 5, 5, 64
+CLIENTS, EACH, RUNS, BATCH, TOKENS = 200, 5, 5, 64, 100
 HANGS_UP = 10  # one request in so many
 STEERSMAN = Path(sys.executable).with_name("steersman")
 
@@ -86,15 +89,15 @@ class Client:
             self._streams = None
 
 
-def requests(number: int = CLIENTS * EACH) -> list[GenerationRequest]:
-    """Prompts of 5 to 120 words, answers of 10 to 100 tokens."""
+def requests(most: int) -> list[GenerationRequest]:
+    """Prompts of 5 to 120 words, answers of a tenth of `most` tokens up to that."""
     choose, words = random.Random(0), [word for text in world.words() for word in text.split()]
     return [
         GenerationRequest(
             prompt=Prompt(text=" ".join(choose.choices(words, k=choose.randint(5, 120)))),
-            sampling=Sampling(max_tokens=(length := choose.randint(10, 100)), min_tokens=length, greedy=True),
+            sampling=Sampling(max_tokens=(length := choose.randint(most // 10, most)), min_tokens=length, greedy=True),
         )
-        for _ in range(number)
+        for _ in range(CLIENTS * EACH)
     ]
 
 
@@ -158,12 +161,16 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": round(cuts[p - 1], 3) for p in (50, 95, 99)}
 
 
-def main() -> None:
-    asked = requests()
+def random_model(folder: Path) -> Path:
+    base = write_base(folder / "base")
+    return save_model(load_model(base, precision="float32", from_scratch_seed=0), folder / "model")
+
+
+def main(given: str = "", runs: int = RUNS, most: int = TOKENS) -> None:
+    asked = requests(most)
     num_tokens = sum(request.sampling.max_tokens for request in asked)
     with tempfile.TemporaryDirectory() as folder:
-        base = write_base(Path(folder, "base"))
-        model = save_model(load_model(base, precision="float32", from_scratch_seed=0), Path(folder, "model"))
+        model = Path(given) if given else random_model(Path(folder))
         engine = Engine(load_model(model, precision="float32"), max_batch=BATCH)
         expected = [answer.text for answer in engine.generate(asked)]
         port = free_port()
@@ -174,7 +181,7 @@ def main() -> None:
             wait_until_ready(port)
             ours, peer, memory = [], [], []
             answers: list[Asked] = []
-            for _ in range(RUNS):
+            for _ in range(runs):
                 engine.forget()
                 start = time.perf_counter()
                 engine.generate(asked)
@@ -192,7 +199,7 @@ def main() -> None:
             server.terminate()
             server.wait(60)
     write(
-        "serve_rate", "tokens/s", ours, peer, "our engine, one batch, in process",
+        "serve_rate_model" if given else "serve_rate", "tokens/s", ours, peer, "our engine, one batch, in process",
         first_token_seconds=percentiles([one.first for one in answers]),
         whole_answer_seconds=percentiles([one.whole for one in answers]),
         resident_mb=[round(size) for size in memory], clients=CLIENTS,
@@ -200,4 +207,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    model, *numbers = sys.argv[1:] or [""]
+    main(model, *map(int, numbers))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from result import write
-from serve_rate import BATCH, CLIENTS, STEERSMAN, free_port, load, percentiles, requests, wait_until_ready
+from serve_rate import BATCH, CLIENTS, STEERSMAN, TOKENS, free_port, load, percentiles, requests, wait_until_ready
 
 from steersman.seams import GenerationRequest
 

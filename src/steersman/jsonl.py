@@ -23,6 +23,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from steersman.errors import DataError, OutputError
+from steersman.locks import hold
 
 Record = TypeVar("Record", bound=BaseModel)
 Item = TypeVar("Item")
@@ -326,7 +327,20 @@ class Journal:
         work: Callable[[Sequence[Item]], Iterable[Any]],
         progress: Callable[[int], Any] | None = None,
     ) -> Path:
-        """Apply `work` to each unit that is not committed yet, commit it, and join all units into the output."""
+        """Apply `work` to each unit that is not committed yet, commit it, and join all units into the output.
+
+        Raises:
+            OutputError: another process is at the same job, or the output cannot be written.
+        """
+        with named_errors(self.folder), hold(self.folder):
+            return self._run(items, work, progress)
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Sequence[Item]], Iterable[Any]],
+        progress: Callable[[int], Any] | None,
+    ) -> Path:
         starts = range(0, len(items), self.unit)
         for index, start in enumerate(starts):
             batch = items[start : start + self.unit]

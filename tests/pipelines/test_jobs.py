@@ -18,6 +18,7 @@ from steersman import config, jsonl
 from steersman.card import ModelCard
 from steersman.config import validate
 from steersman.errors import ConfigError, DataError, ModelError, NonFiniteError, OutputError
+from steersman.locks import LOCK, hold
 from steersman.models.load import load_model
 from steersman.pipelines.jobs import TrainConfig, run_training
 from steersman.pipelines.opened import open_predictor
@@ -436,6 +437,17 @@ def test_an_output_of_another_run_is_refused(recipe, tmp_path):
         run_training(recipe(steps=1))
     with pytest.raises(OutputError, match="exists and is not a training run"):
         run_training(recipe(output=str(tmp_path)))
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(recipe, tmp_path):
+    run = recipe(steps=1)
+    with hold(run.output):
+        process = multiprocessing.get_context("spawn").Process(target=run_training, args=(run,))
+        process.start()
+        process.join()
+        assert process.exitcode != 0
+        assert [path.name for path in run.output.iterdir()] == [LOCK]
+    run_training(run)
 
 
 def test_a_full_disk_loses_nothing(recipe, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ Run again after a crash at any moment, it continues from its last checkpoint to 
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ from steersman.batches.sequences import Sequences
 from steersman.card import ModelCard, Parent, TemplateSpec, TrainedHead
 from steersman.config import Config
 from steersman.errors import ConfigError, DataError, ModelError
+from steersman.locks import hold
 from steersman.models.adapters import LoraConfig
 from steersman.models.heads import output_names
 from steersman.models.load import (
@@ -221,10 +222,15 @@ def run_training(config: TrainConfig, on_step: Callable[[Report], Any] = lambda 
 
     Raises:
         ConfigError, DataError, ModelError, TokenizerError: the recipe or what it names cannot be used.
-        OutputError: the output folder belongs to another run, or cannot be written.
+        OutputError: the output folder belongs to another run, another process is at this one, or it cannot be written.
         NonFiniteError: the loss or a gradient is NaN or infinite; the last checkpoint stands.
     """
     mesh = join()
+    with hold(config.output) if mesh.rank == 0 else nullcontext():
+        return _run(config, mesh, on_step)
+
+
+def _run(config: TrainConfig, mesh: Mesh, on_step: Callable[[Report], Any]) -> TrainResult:
     files = [*(file.path for file in config.data.train), *config.data.validation.values()]
     parents = run_folder.parents([config.model], files)
     if mesh.rank == 0:

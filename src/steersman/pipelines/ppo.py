@@ -38,9 +38,10 @@ from steersman.config import Config
 from steersman.errors import ConfigError, DataError
 from steersman.generation.conditioned import answer_request, answer_text
 from steersman.generation.engine import Engine
+from steersman.locks import hold
 from steersman.models.adapters import LoraConfig
 from steersman.models.load import LoadedModel, load_model, plain_model, prepare_for_training, save_model
-from steersman.parallel.mesh import join
+from steersman.parallel.mesh import Mesh, join
 from steersman.pipelines import run_folder
 from steersman.pipelines.critics import CriticSettings, open_critic
 from steersman.pipelines.jobs import RESULT, Precision, TrainResult
@@ -215,7 +216,7 @@ def run_ppo(config: PPORecipe, on_step: Callable[[Report], Any] = lambda report:
 
     Raises:
         ConfigError, DataError, ModelError, TokenizerError: the recipe or what it names cannot be used.
-        OutputError: the output folder belongs to another run, or cannot be written.
+        OutputError: the output folder belongs to another run, another process is at this one, or it cannot be written.
         RemoteError: the critic's server failed, in its own words.
         NonFiniteError: a score, loss or gradient is NaN or infinite; the last checkpoint stands.
     """
@@ -227,6 +228,11 @@ def run_ppo(config: PPORecipe, on_step: Callable[[Report], Any] = lambda report:
             "top_p below 1 and top_k bias PPO: responses are drawn from a truncated distribution and weighed by the "
             "whole one; say ppo.rollout.top_p=1 ppo.rollout.top_k=0"
         )
+    with hold(config.output):
+        return _run(config, mesh, on_step)
+
+
+def _run(config: PPORecipe, mesh: Mesh, on_step: Callable[[Report], Any]) -> TrainResult:
     parents = _parents(config)
     run_folder.claim(config, config.output, parents)
     if (config.output / RESULT).exists():

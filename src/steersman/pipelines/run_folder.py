@@ -12,6 +12,7 @@ from steersman import jsonl
 from steersman.card import Parent
 from steersman.config import Config
 from steersman.errors import OutputError
+from steersman.locks import LOCK
 
 SAME = ("output", "log", "critic.url", "critic.timeout")
 """What a run may change when it is run again: none of these changes a result."""
@@ -39,7 +40,7 @@ def claim(config: Config, folder: Path, made_of: Sequence[Parent]) -> None:
         "config.yaml": configs.dump(config).encode(),
         "inputs.json": orjson.dumps([parent.model_dump() for parent in made_of], option=orjson.OPT_INDENT_2),
     }
-    if folder.exists() and any(folder.iterdir()):
+    if any(path.name != LOCK for path in folder.glob("*")):
         if not all((folder / name).exists() for name in ours):
             raise OutputError(f"{folder} exists and is not a training run; choose another output")
         before, now = _essence(configs.load(folder / "config.yaml", type(config))), _essence(config)

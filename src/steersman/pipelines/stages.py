@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from steersman import __version__, jsonl
+from steersman.locks import hold
 
 Work = Callable[[Path], Mapping[str, Any]]
 """Fills the stage's folder, continuing what lies there, and returns its metrics."""
@@ -107,7 +108,14 @@ class Stages:
         Args:
             config: everything else that decides the result, as plain data.
             inputs: name -> file, folder or hub id that the work reads.
+
+        Raises:
+            OutputError: another process runs a stage below the same folder.
         """
+        with hold(self.folder):
+            return self._run(name, work, config, inputs)
+
+    def _run(self, name: str, work: Work, config: Mapping[str, Any], inputs: Mapping[str, str | Path]) -> Path:
         folder = self.folder / name
         plain = orjson.loads(orjson.dumps(config))  # as a manifest gives it back
         fingerprints = {key: self._fingerprint(str(source)) for key, source in inputs.items()}
