@@ -48,7 +48,7 @@ def main() -> None:
         print("serve_rate_vllm: skipped, STEERSMAN_VLLM names no Python that has vLLM")
         return
     model = sys.argv[1] if len(sys.argv) > 1 else "models/gemma-3-270m"
-    asked = requests(CLIENTS)
+    asked = requests(TOKENS)
     entry = [str(Path(python).with_name("vllm")), "serve", model]
     peer, peer_first = rates([*entry, "--served-model-name", NAME, "--dtype", "bfloat16", "--max-num-seqs", str(BATCH),
                               "--max-model-len", "2048"], asked)  # fmt: skip
