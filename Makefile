@@ -23,7 +23,10 @@ docs: .venv/installed
 	$(BIN)/python -m steersman.cli.docs
 
 bench: .venv/installed
+	@test -d models/gemma-3-270m || { echo "The model is missing. Read Gemma's terms, which the README names, then:" \
+	  "$(BIN)/pip install '.[sample-model]' && $(BIN)/steersman convert sample-model models/gemma-3-270m" >&2; exit 1; }
 	set -e; for script in bench/*_*.py; do $(BIN)/python $$script; done
+	$(BIN)/python bench/picture.py
 
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

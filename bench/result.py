@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+TOYS = Path(__file__).parent / "toys"
 
 
 def machine() -> str:
@@ -21,8 +22,22 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads{bf16}"
 
 
+def folder_of(toy: bool) -> Path:
+    """Where figures go; those of a toy have a folder of their own, which git ignores."""
+    folder = TOYS if toy else RESULTS
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def write(
-    name: str, unit: str, ours: Sequence[float], peer: Sequence[float], peer_version: str, **further: Any
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    peer_version: str,
+    *,
+    toy: bool = False,
+    **further: Any,
 ) -> Path:
     """Medians of paired runs, and the ratio ours / peer: its median, least and greatest over the pairs.
 
@@ -30,8 +45,7 @@ def write(
     """
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = folder_of(toy) / f"{name}.json"
     result = {
         "name": name,
         "unit": unit,

@@ -1,6 +1,6 @@
 """`revise` with the paper's few-shot prefix against `transformers.generate` doing the same, prompt by prompt.
 
-    python bench/revise_rate.py MODEL [--prompts 64] [--rounds 2] [--tokens 48]
+    python bench/revise_rate.py [MODEL] [--prompts 64] [--rounds 2] [--tokens 48]
 
 Both sides are a ChatModel of the same Reviser: the same prompts (first turns of HH), principles, transcripts and greedy
 decoding, and every reply has the same number of tokens. Theirs is given each step's chats in padded batches of similar
@@ -87,7 +87,7 @@ def shares(ours: Sequence[Revised], theirs: Sequence[Revised]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="model folder or id, such as Gemma-3-270M")
+    parser.add_argument("model", nargs="?", default="models/gemma-3-270m", help="model folder or id (%(default)s)")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=48, help="of every reply")

@@ -1,37 +1,44 @@
 """Training a reward model on HH pairs: our loop against TRL's RewardTrainer, pairs a second and peak memory.
 
-Both get the same texts of the same pairs, the same model, four pairs a step, fp32 master weights and bf16 compute, each
-in a process of its own. TRL lives in a virtual environment of its own:
+    python bench/reward_rate.py [--model models/gemma-3-270m] [--toy]
 
-    python bench/reward_rate.py --peer-python /path/to/trl-venv/bin/python --model models/gemma-3-270m
+Both get the same texts of the same pairs, the same model, four pairs a step, fp32 master weights and bf16 compute.
 """
 
-import argparse
 import itertools
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "hh_harmless_base.jsonl.gz"
-PAIRS, RUNS = 4, 3
+import inputs
+import peers
+import sides
+from result import write
+from sides import Numbers
+
+DATA = inputs.DATA / "hh_harmless_base.jsonl.gz"
+PAIRS = 4
 
 
-def ours(model: str, folder: Path, seq_len: int, steps: int) -> list[float]:
-    """Seconds of each step."""
+def rate(seconds: list[float]) -> Numbers:
+    """Pairs a second but for the first step, which warms up."""
+    return {"rate": PAIRS * len(seconds[1:]) / sum(seconds[1:])}
+
+
+def ours(model: str, folder: str, seq_len: int, steps: int) -> Numbers:
+    """Our loop."""
     from steersman.config import validate
     from steersman.pipelines.jobs import TrainConfig, run_training
     from steersman.training.loop import Report
 
     seconds: list[float] = []
     recipe = {
-        "role": "reward", "model": model, "output": str(folder / "run"), "template": {"control": "text"},
-        "data": {"train": [{"path": str(folder / "pairs.jsonl")}]}, "seq_len": seq_len,
+        "role": "reward", "model": model, "template": {"control": "text"},
+        "data": {"train": [{"path": f"{folder}/pairs.jsonl"}]}, "seq_len": seq_len,
         "batch": {"pairs": PAIRS, "micro_tokens": 2 * PAIRS * seq_len}, "steps": steps,
         "optim": {"lr": 1e-5}, "precision": "bfloat16", "checkpoint": {"every": None},
     }  # fmt: skip
@@ -39,12 +46,13 @@ def ours(model: str, folder: Path, seq_len: int, steps: int) -> list[float]:
     def note(report: Report) -> None:
         seconds.append(report.seconds)
 
-    run_training(validate(recipe, TrainConfig, "bench"), note)
-    return seconds
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        run_training(validate({**recipe, "output": f"{output}/run"}, TrainConfig, "bench"), note)
+    return rate(seconds)
 
 
-def peers(model: str, folder: Path, seq_len: int, steps: int) -> list[float]:
-    """Seconds of each step."""
+def trl(model: str, folder: str, seq_len: int, steps: int) -> Numbers:
+    """RewardTrainer."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -59,11 +67,11 @@ def peers(model: str, folder: Path, seq_len: int, steps: int) -> list[float]:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             seconds.append(time.perf_counter() - self.start)
 
-    pairs = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    pairs = [json.loads(line) for line in Path(folder, "texts.jsonl").read_text().splitlines()]
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
-            output_dir=str(folder / "peer"), max_length=seq_len, per_device_train_batch_size=PAIRS, max_steps=steps,
+            output_dir=f"{folder}/peer", max_length=seq_len, per_device_train_batch_size=PAIRS, max_steps=steps,
             learning_rate=1e-5, bf16=True, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no",
             gradient_checkpointing=False, model_init_kwargs={"dtype": "float32"},
         ),
@@ -72,7 +80,7 @@ def peers(model: str, folder: Path, seq_len: int, steps: int) -> list[float]:
         callbacks=[Clock()],
     )  # fmt: skip
     trainer.train()
-    return seconds
+    return rate(seconds)
 
 
 def fitting_pairs(model: str, folder: Path, seq_len: int) -> Iterator[tuple[str, dict[str, str]]]:
@@ -93,41 +101,24 @@ def fitting_pairs(model: str, folder: Path, seq_len: int) -> Iterator[tuple[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--peer-python", required=True)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--measure", choices=("ours", "peer"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        train = ours if options.measure == "ours" else peers
-        seconds = train(options.model, options.folder, options.seq_len, options.steps)[1:]  # the first one warms up
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"rate": PAIRS * len(seconds) / sum(seconds), "gb": peak}))
-        return
-
-    from result import write
-
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-    for _ in range(RUNS):
-        with tempfile.TemporaryDirectory() as folder:
-            fitting = fitting_pairs(options.model, Path(folder), options.seq_len)
-            chosen = list(itertools.islice(fitting, PAIRS * options.steps))
-            Path(folder, "pairs.jsonl").write_text("".join(f"{pair}\n" for pair, _ in chosen))
-            Path(folder, "texts.jsonl").write_text("".join(json.dumps(texts) + "\n" for _, texts in chosen))
-            for name, python in (("ours", sys.executable), ("peer", options.peer_python)):
-                command = [python, __file__, *sys.argv[1:], "--measure", name, "--folder", folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    version = subprocess.run(
-        [options.peer_python, "-c", "import trl; print(trl.__version__)"], capture_output=True, text=True, check=True
-    )
-    peer = f"TRL {version.stdout.strip()} RewardTrainer"
-    further = {"pairs_a_step": PAIRS, "seq_len": options.seq_len, "model": Path(options.model).name}
-    for name, unit, key in (("reward_rate", "pairs/s", "rate"), ("reward_memory", "GB", "gb")):
-        write(name, unit, *([run[key] for run in found[who]] for who in ("ours", "peer")), peer, **further)
+    options = inputs.parser(__doc__)
+    options.add_argument("--seq-len", type=int, default=512)
+    options.add_argument("--steps", type=int, default=12)
+    asked = options.parse_args()
+    python = peers.python("trl")
+    with tempfile.TemporaryDirectory() as folder:
+        model = inputs.toy_model(Path(folder)) if asked.toy else asked.model
+        chosen = list(itertools.islice(fitting_pairs(model, Path(folder), asked.seq_len), PAIRS * asked.steps))
+        Path(folder, "pairs.jsonl").write_text("".join(f"{pair}\n" for pair, _ in chosen))
+        Path(folder, "texts.jsonl").write_text("".join(json.dumps(texts) + "\n" for _, texts in chosen))
+        work = {"model": model, "folder": folder, "seq_len": asked.seq_len, "steps": asked.steps}
+        found = sides.alternate(
+            asked.runs, partial(sides.run, ours, **work), partial(sides.run, trl, python=python, **work)
+        )
+    further = {"toy": asked.toy, "pairs_a_step": PAIRS, "seq_len": asked.seq_len, "model": Path(model).name}
+    for name, unit, key in (("reward_rate", "pairs/s", "rate"), ("reward_memory", "GB", "peak_gb")):
+        values = ([run[key] for run in side] for side in found)
+        write(name, unit, *values, f"{peers.version('trl')} RewardTrainer", **further)
 
 
 if __name__ == "__main__":
