@@ -84,12 +84,11 @@ def main() -> None:
         )
         shares = []
         for run, limit in zip(found, limits, strict=True):
-            trained, tokens = sum(run["trained_each"]), sum(run["tokens"])
+            tokens = sum(run["tokens"])
             each = [  # attention is shared out by tokens
                 flops["token"] * num + flops["trained"] * num_trained + flops["attention"] * num / tokens
-                for num, num_trained in zip(run["tokens"], run["trained_each"], strict=True)
+                for num, num_trained in zip(run["tokens"], run["trained"], strict=True)
             ]
-            assert trained == run["trained"]
             shares.append(sum(each[1:]) / sum(run["seconds"][1:]) / limit["rate"])
         write(
             "sft_mfu", "share of the bf16 matmul rate", shares, [1.0] * len(shares), "the measured matmul rate",

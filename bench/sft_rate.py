@@ -19,6 +19,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import inputs
@@ -49,9 +50,10 @@ WAYS = {
 
 
 def summary(seconds: list[float], losses: list[float], trained: list[int], **more: Any) -> Numbers:
-    """Trained tokens a second but for the first step, and the mean loss of all trained tokens."""
+    """Trained tokens a second but for the first step, and the mean loss of all trained tokens; both by step, too."""
     loss = sum(loss * num for loss, num in zip(losses, trained, strict=True)) / sum(trained)
-    return {"rate": sum(trained[1:]) / sum(seconds[1:]), "loss": loss, "trained": sum(trained), **more}
+    rate = sum(trained[1:]) / sum(seconds[1:])
+    return {"rate": rate, "loss": loss, "seconds": seconds, "trained": trained, **more}
 
 
 def ours(model: str, folder: str, file: str, settings: dict[str, Any], tokens: int = ROWS * SEQ_LEN) -> Numbers:
@@ -70,11 +72,8 @@ def ours(model: str, folder: str, file: str, settings: dict[str, Any], tokens: i
             "checkpoint": {"every": None}, **settings,
         }  # fmt: skip
         run_training(validate(recipe, TrainConfig, "bench"), reports.append)
-    seconds, losses, trained = zip(*((one.seconds, one.loss, one.num_trained) for one in reports), strict=True)
-    tokens_each = [one.num_tokens for one in reports]
-    return summary(
-        list(seconds), list(losses), list(trained), seconds=seconds, tokens=tokens_each, trained_each=trained
-    )
+    seconds, losses, trained = ([getattr(one, name) for one in reports] for name in ("seconds", "loss", "num_trained"))
+    return summary(seconds, losses, trained, tokens=[one.num_tokens for one in reports])
 
 
 def trl(model: str, folder: str, dtype: str, autocast: bool, rank: int | None, packing: bool, rows: int) -> Numbers:
@@ -124,7 +123,7 @@ def trl(model: str, folder: str, dtype: str, autocast: bool, rank: int | None, p
         callbacks=[Clock()],
     )  # fmt: skip
     trainer.train()
-    return summary(seconds, losses, trained, steps=len(seconds))
+    return summary(seconds, losses, trained)
 
 
 def write_data(model: str, folder: Path, num_tokens: int) -> None:
@@ -161,7 +160,8 @@ def write_data(model: str, folder: Path, num_tokens: int) -> None:
 def check_same(runs: list[Numbers]) -> None:
     """Every run trains the same tokens, at the same loss."""
     for one, other in itertools.pairwise(runs):
-        assert one["trained"] == other["trained"], f"{one['trained']} and {other['trained']} tokens were trained"
+        nums = sum(one["trained"]), sum(other["trained"])
+        assert nums[0] == nums[1], f"{nums[0]} and {nums[1]} tokens were trained"
         assert abs(one["loss"] / other["loss"] - 1) < SAME, f"losses {one['loss']} and {other['loss']} differ"
 
 
@@ -190,6 +190,7 @@ def main() -> None:
                     name, unit, *([run[key] for run in side] for side in (together, theirs)),
                     f"{peers.version('trl')} SFTTrainer, {best}", toy=asked.toy, model=Path(model).name,
                     losses=[together[0]["loss"], theirs[0]["loss"]], peer_rates=rates, rate_apart=apart["rate"],
+                    trained_a_step=[mean(side[0]["trained"]) for side in (together, theirs)],
                 )  # fmt: skip
 
 
