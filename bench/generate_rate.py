@@ -92,12 +92,12 @@ def transformers(model: str, folder: str, precision: str, batch: int, by: str = 
 
 
 def vllm(model: str, folder: str, precision: str, batch: int) -> Numbers:
-    from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm import LLM, SamplingParams
 
     prompts, new, end_ids = read_work(folder)
     longest = max(len(prompt) + num for prompt, num in zip(prompts, new, strict=True))
     engine = LLM(model, dtype=precision, max_num_seqs=batch, max_model_len=longest + 1, enable_prefix_caching=True)
-    requests = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     sampling = [
         SamplingParams(temperature=0, min_tokens=num, max_tokens=num, stop_token_ids=end_ids, detokenize=False)
         for num in new

@@ -11,7 +11,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Options that benchmarks have in common."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="models/gemma-3-270m", help="model folder or id (%(default)s)")
-    options.add_argument("--runs", type=int, default=5, help="of each side (%(default)s)")
+    options.add_argument("--runs", type=int, default=3, help="of each side (%(default)s)")
     options.add_argument(
         "--toy", action="store_true", help="a tiny random model and little data: tries the script, measures nothing"
     )

@@ -168,7 +168,7 @@ def check_same(runs: list[Numbers]) -> None:
 def main() -> None:
     options = inputs.parser(__doc__)
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
-    options.add_argument("--steps", type=int, default=8, help="about so many in an epoch (%(default)s)")
+    options.add_argument("--steps", type=int, default=12, help="of an epoch, about (%(default)s)")
     asked = options.parse_args()
     python = peers.python("trl")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """How long `steersman generate` takes from the command line to its first token, beside the libraries it is built on.
 
-    python bench/start_seconds.py [--runs 5] [--toy]
+    python bench/start_seconds.py [--runs 3] [--toy]
 
-The model is the sandbox's with random weights; the prompt is answered with a single token, and the whole process is
-timed. The peer is a Python that imports torch and transformers' model classes and ends. `import_seconds` is what
+The model is of the sandbox's size, with random weights; the prompt is answered with one token, and the whole
+process is timed. The peer is a Python that imports torch and transformers' model classes and ends. `import_seconds` is what
 importing all that `generate` needs takes, `help_seconds` the whole of `steersman --help`.
 """
 
