@@ -2,8 +2,8 @@
 
     python bench/start_seconds.py [--runs 3] [--toy]
 
-The model is of the sandbox's size, with random weights; the prompt is answered with one token, and the whole
-process is timed. The peer is a Python that imports torch and transformers' model classes and ends. `import_seconds` is what
+The model is of the sandbox's size, with random weights; the prompt is answered with one token, and the whole process is
+timed. The peer is a Python that imports torch and transformers' model classes and ends. `import_seconds` is what
 importing all that `generate` needs takes, `help_seconds` the whole of `steersman --help`.
 """
 
