@@ -134,10 +134,10 @@ def test_the_critics_settings_in_the_tutorial_are_valid() -> None:
     assert len(runs) >= 2
 
 
-def test_the_reward_models_overrides_are_valid() -> None:
+def test_the_overrides_of_what_learns_from_pairs_are_valid() -> None:
     text = (ROOT / "docs/coming-from-nemo.md").read_text()
-    runs = [words for words in commands(text) if words[:2] == ["train", "reward"]]
-    assert len(runs) == 2
+    runs = [words for words in commands(text) if words[0] == "train" and words[1] in ("reward", "dpo")]
+    assert [words[1] for words in runs] == ["reward", "reward", "dpo"]
     for _, role, recipe, *overrides in runs:
         config.load(ROOT / recipe, TrainConfig, [f"role={role}", *overrides])
 

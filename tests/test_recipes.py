@@ -46,9 +46,18 @@ def test_recipe_of_a_reward_model_loads(recipe: Path) -> None:
     assert f"steersman train reward recipes/{recipe.name}" in recipe.read_text()
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("dpo-*.yaml")), ids=lambda path: path.stem)
+def test_dpo_recipe_loads(recipe: Path) -> None:
+    loaded = config.load(recipe, TrainConfig)
+    assert (loaded.role, loaded.output) == ("dpo", Path("runs") / recipe.stem)
+    assert f"steersman train dpo recipes/{recipe.name}" in recipe.read_text()
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("cai-*.yaml")), ids=lambda path: path.stem)
-def test_cai_recipe_loads(recipe: Path) -> None:
+def test_cai_recipe_loads_and_a_word_chooses_dpo(recipe: Path) -> None:
+    assert config.load(recipe, CaiConfig, ["policy=dpo"]).dpo
     loaded = config.load(recipe, CaiConfig)
+    assert (loaded.policy, loaded.ppo is not None) == ("ppo", True)
     assert loaded.output == Path("runs") / recipe.stem
     assert f"steersman run cai recipes/{recipe.name}" in recipe.read_text()
 
@@ -95,12 +104,21 @@ def test_the_mistral_cai_recipe_has_the_tutorials_hyper_parameters() -> None:
         ("helpful=null", "nobody answers at first"),
         ("sandbox.seed=1", "exactly one of data and sandbox"),
         ("judge.urls=[]", "give model or urls"),
+        ("ppo=null", "policy is ppo, and there is no section ppo"),
+        ("dpo.beta=0", "dpo.beta"),
     ],
 )
 def test_a_wrong_key_of_a_cai_recipe_is_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         config.load(RECIPES / "cai-gemma-270m.yaml", CaiConfig, [override])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("section", ["reward", "dpo"])
+def test_what_compares_pairs_takes_pairs(section: str) -> None:
+    changed = [f"{section}.batch.pairs=null", f"{section}.batch.sequences=8"]
+    with pytest.raises(ConfigError, match="reward and dpo compare pairs"):
+        config.load(RECIPES / "cai-gemma-270m.yaml", CaiConfig, changed)
 
 
 @pytest.mark.parametrize("name", ["steerlm-llama2-7b", "steerlm-llama3-8b"])

@@ -167,13 +167,13 @@ class PreferencePair(BaseModel):
     source: str | None = None
     margin: float | None = None
 
-    def conversations(self) -> tuple[Conversation, Conversation]:
-        """The prompt with the chosen answer, and with the rejected one; without a system message, system is empty.
+    def conversations(self, system: str = "") -> tuple[Conversation, Conversation]:
+        """The prompt with the chosen answer, and with the rejected one; `system` where it brings no system message.
 
         Raises:
             DataError: a message of another role than system (first alone), user and assistant, or without content.
         """
-        system, turns = "", []
+        turns = []
         for index, message in enumerate(self.prompt):
             role, content = message.get("role"), message.get("content")
             if content is None or role not in ("system", *CHAT_ROLES) or (role == "system" and index > 0):

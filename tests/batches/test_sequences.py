@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steersman.batches.packing import join
-from steersman.batches.sequences import shift, shift_family, tokenise, tokenise_valued
+from steersman.batches.sequences import shift, shift_family, tokenise, tokenise_pairs, tokenise_valued
 from steersman.records import Prompt
 from steersman.text.template import Rendered
 from steersman.text.tokenize import Tokenized
@@ -102,7 +102,7 @@ def test_neighbours_that_begin_alike_are_families_up_to_a_size(monkeypatch):
 
 def test_shift_ignores_the_first_token_and_may_be_empty():
     shifted = shift(np.array([10, 11]), np.array([1, 0], bool))
-    assert [part.tolist() for part in shifted] == [[], [], [], [], [], [], [0]]
+    assert [part.tolist() for part in shifted] == [[], [], [], [], [], [], [0], [[]]]
 
 
 def test_store_keeps_each_sequence():
@@ -110,8 +110,10 @@ def test_store_keeps_each_sequence():
     assert len(sequences) == 2
     assert sequences.lengths.tolist() == [3, 2]
     assert sequences.num_trained == 3
-    assert [part.tolist() for part in sequences[0]] == [[1, 2, 3], [0, 1, 2], [0], [-1], [0, 2], [2, 4], [2]]
-    assert [part.tolist() for part in sequences[1]] == [[6, 7], [0, 1], [0], [-1], [1], [8], [1]]
+    assert [part.tolist() for part in sequences[0]] == [[1, 2, 3], [0, 1, 2], [0], [-1], [0, 2], [2, 4], [2], [[]]]
+    assert [part.tolist() for part in sequences[1]] == [[6, 7], [0, 1], [0], [-1], [1], [8], [1], [[]]]
+    further = sequences.with_value(np.array([5, 7], np.float32)).with_value(np.array([6, 8], np.float32))
+    assert (further[0].values_BA.tolist(), further[1].values_BA.tolist()) == ([[5, 6]], [[7, 8]])
 
 
 def test_records_without_trained_tokens_are_counted():
@@ -140,12 +142,26 @@ def test_prompts_with_values_by_hand():
     family, alone = sequences[0], sequences[1]
     assert family.inputs_T.tolist() == [*range(70), 90, 91, 92]
     assert family.trained_M.tolist() == [70, 72]
-    assert np.array_equal(family.targets_M, [[1, np.nan], [0, 4]], equal_nan=True)
-    assert (alone.inputs_T.tolist(), alone.trained_M.tolist(), alone.targets_M.tolist()) == ([5, 6], [1], [[2, 2]])
+    assert np.array_equal(family.values_BA, [[1, np.nan], [0, 4]], equal_nan=True)
+    assert (alone.inputs_T.tolist(), alone.trained_M.tolist(), alone.values_BA.tolist()) == ([5, 6], [1], [[2, 2]])
     row = join([alone, family])
     assert row.trained_M.tolist() == [1, 72, 74]
-    assert row.targets_M.dtype == torch.float32
-    assert torch.equal(row.targets_M[:1], torch.tensor([[2.0, 2.0]]))
+    assert (row.sizes, row.values_BA.dtype) == ([1, 1, 1], torch.float32)
+    assert torch.equal(row.values_BA[:1], torch.tensor([[2.0, 2.0]]))
+
+
+def test_answers_that_are_compared_by_hand():
+    """All of an answer is trained, however long its rival is; what follows it does not count; both fit, or neither."""
+    texts = ["1 2 3* 4* 5", "1 2 6*", "7 8*", "7 9 9* 9* 9*", "1 2* 3* 4* 5 6", "1 2*", "1 1 1 1 1 2*", "1 2*"]
+    valued = [(Rendered(text, (), ()), [float(number)]) for number, text in enumerate(texts)]
+    sequences = tokenise_pairs(valued, FakeEncoder(), seq_len=3)
+    assert (sequences.num_skipped, sequences.sizes.tolist(), sequences.lengths.tolist()) == (2, [2, 2], [3, 3])
+    first, second = sequences[0], sequences[1]
+    assert (first.inputs_T.tolist(), first.parents_N.tolist()) == ([1, 2, 3], [-1, 0])
+    assert (first.trained_M.tolist(), first.targets_M.tolist()) == ([1, 2, 1], [3, 4, 6])
+    assert first.sizes_B.tolist() == [2, 1]
+    assert second.inputs_T.tolist() == [1, 2, 3]
+    assert join([first, second]).values_BA.tolist() == [[0], [1], [4], [5]]
 
 
 def pairs(*texts, seq_len=100, max_family=0):
@@ -163,7 +179,7 @@ def test_pairs_stay_together_and_share_their_prompt():
     assert (shared.parents_N.tolist(), shared.trained_M.tolist()) == ([-1, 0, 0], [2, 4])
     assert apart.parents_N.tolist() == [-1, -1]
     assert (extended.inputs_T.tolist(), extended.trained_M.tolist()) == ([9, 9], [0, 1])
-    assert join([apart, shared]).targets_M.tolist() == [[1, 0], [0, 0]] * 2
+    assert join([apart, shared]).values_BA.tolist() == [[1, 0], [0, 0]] * 2
 
 
 def test_pairs_with_one_prompt_are_a_larger_family(monkeypatch):

@@ -51,6 +51,7 @@ def make_recipe(output: Path) -> dict[str, Any]:
             "critic": {"optim": {"lr": 1e-4}, "precision": "float32"},
             "precision": "float32",
         },
+        "dpo": {**job, "beta": 0.1, "batch": {"pairs": 2}},
         "evaluation": {"num_prompts": 4, "max_tokens": 8},
         "inference": {"precision": "float32"},
         "targets": {
@@ -133,6 +134,21 @@ def test_what_has_not_changed_is_skipped(again: dict[str, Any]) -> None:
     assert "prefer: runs again, since judging.principles: 2 -> 1" in said
     assert "sl-cai: done and unchanged, skipped" in said
     assert "reward: runs again, since input train-1 changed" in said
+
+
+def test_dpo_in_the_place_of_ppo(again: dict[str, Any]) -> None:
+    targets = {"dpo.oracle_gain": {"low": -1}, "ppo.kl": {"magnitude": -1}}
+    result, said = run({**again, "policy": "dpo", "targets": targets})
+    ran = [line.partition(":")[0] for line in said if ": runs" in line]
+    assert ran == ["dpo", "answers-rl_cai", "reward-gain", "hhh-rl_cai"]
+    assert {name for name in result.figures if name.startswith(("ppo.", "dpo."))} == {
+        f"dpo.{key}" for key in ("seconds", "reward_gain", "reward_gain_stderr", "oracle_gain")
+    }
+    assert [target.name for target in result.targets] == ["dpo.oracle_gain"]
+    page = result.page.read_text()
+    assert '<h2 id="dpo">' in page
+    assert '<h2 id="ppo">' not in page
+    assert "reward implied, chosen" in page
 
 
 def check_data(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 In: shifted families. Out: `PackedBatch`, one row of at most `micro_tokens` inputs, what one forward call takes.
 
-Shapes: N chunks in a row of T tokens, M of which predict a trained token. Padded tensors: B sequences, S tokens,
-Q = S - 1 states.
+Shapes: N chunks in a row of T tokens, M of which predict a trained token, of B sequences with A values each. Padded
+tensors: B sequences, S tokens, Q = S - 1 states.
 """
 
 import itertools
@@ -27,8 +27,9 @@ class PackedBatch:
         bounds: of the chunks, from 0 to T (N + 1 numbers).
         parents: the chunk that each continues (see `sequences.Shifted`), -1 for none.
         trained_M: i64, positions of the row whose hidden state predicts a trained token.
-        targets_M: i64, those tokens; or f32[M, A], the values that are read there.
+        targets_M: i64, those tokens.
         sizes: how many of them each sequence has.
+        values_BA: f32, what else is known of each sequence (see `sequences.Shifted`).
     """
 
     input_ids_1T: Tensor
@@ -38,6 +39,7 @@ class PackedBatch:
     trained_M: Tensor
     targets_M: Tensor
     sizes: Sequence[int]
+    values_BA: Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +57,7 @@ class PackedBatch:
             position_ids_1T=self.position_ids_1T.to(device),
             trained_M=self.trained_M.to(device),
             targets_M=self.targets_M.to(device),
+            values_BA=self.values_BA.to(device),
         )
 
 
@@ -73,6 +76,7 @@ def join(families: Sequence[Shifted]) -> PackedBatch:
         trained_M=_tensor([family.trained_M + start for family, start, _ in placed]),
         targets_M=_tensor([family.targets_M for family in families]),
         sizes=np.concatenate([family.sizes_B for family in families]).tolist(),
+        values_BA=_tensor([family.values_BA for family in families]),
     )
 
 
@@ -84,7 +88,7 @@ def _tensor(parts: Sequence[Ints | Floats]) -> Tensor:
 def idle() -> PackedBatch:
     """A row of one token with nothing to train: what a process without a share of a step runs beside the others."""
     zero, nothing = np.zeros(1, np.int64), np.empty(0, np.int64)
-    return join([Shifted(zero, zero, zero, zero - 1, nothing, nothing, nothing)])
+    return join([Shifted(zero, zero, zero, zero - 1, nothing, nothing, nothing, np.empty((0, 0), np.float32))])
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

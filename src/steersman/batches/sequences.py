@@ -1,13 +1,14 @@
 """Tokenised records in flat arrays, families of them that share their beginnings, and the next-token shift.
 
-In: rendered conversations, or prompts with the values that a head is to read at their end, and an `Encoder`. Out:
-`Sequences`, five bytes a token, from which micro-batches are packed.
+In: rendered conversations, or prompts with the values that a head is to read at their end, or answers with the values
+by which they are compared, and an `Encoder`. Out: `Sequences`, five bytes a token, from which micro-batches are packed.
 
-Shapes: S tokens of all sequences, L of one, T inputs of a family, M trained ones, N chunks, A attributes.
+Shapes: S tokens of all sequences, L of one, T inputs of a family, M trained ones, N chunks, B sequences, A values of
+each.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from steersman.records import Prompt
 from steersman.text.template import Rendered
-from steersman.text.tokenize import Encoder
+from steersman.text.tokenize import Encoder, Tokenized
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -38,8 +39,9 @@ class Shifted(NamedTuple):
         starts_N: where each chunk starts.
         parents_N: the chunk that each continues, -1 for none.
         trained_M: indices of the inputs whose next token is trained; twice where two sequences train it.
-        targets_M: that next token; or f32[M, A], the values read there.
+        targets_M: that next token; where a head reads values, it only stands for them.
         sizes_B: how many of them each sequence has.
+        values_BA: what else is known of each sequence: values to be read, or by which it is compared.
     """
 
     inputs_T: Ints
@@ -47,8 +49,9 @@ class Shifted(NamedTuple):
     starts_N: Ints
     parents_N: Ints
     trained_M: Ints
-    targets_M: Ints | Floats
+    targets_M: Ints
     sizes_B: Ints
+    values_BA: Floats
 
 
 def shift(ids_L: Ints, loss_mask_L: Bools) -> Shifted:
@@ -100,6 +103,7 @@ def shift_family(family: Sequence[tuple[Ints, Bools]]) -> Shifted:
         trained_M=np.concatenate([place_T[trained_M] for place_T, trained_M in zip(place, trained, strict=True)]),
         targets_M=np.concatenate([ids_L[trained_M + 1] for (ids_L, _), trained_M in zip(family, trained, strict=True)]),
         sizes_B=np.array([len(trained_M) for trained_M in trained], np.int64),
+        values_BA=np.empty((len(family), 0), np.float32),
     )
 
 
@@ -120,7 +124,7 @@ class Sequences:
         families: the first sequence of each family, and the end: F + 1 numbers.
         lengths: number of inputs of each family.
         num_skipped: records left out because no trained token remained within `seq_len`.
-        values_NA: of each sequence, the target in its trained tokens' places; None for plain text.
+        values_NA: of each sequence, see `Shifted`; None for plain text.
     """
 
     ids_S: npt.NDArray[np.int32]
@@ -140,7 +144,12 @@ class Sequences:
         shifted = shift_family([(self.ids_S[sequence], self.loss_mask_S[sequence]) for sequence in tokens])
         if self.values_NA is None:
             return shifted
-        return shifted._replace(targets_M=self.values_NA[first:end].repeat(shifted.sizes_B, 0))
+        return shifted._replace(values_BA=self.values_NA[first:end])
+
+    def with_value(self, value_N: Floats) -> "Sequences":
+        """The same, with a further value of each sequence."""
+        before = [] if self.values_NA is None else [self.values_NA]
+        return replace(self, values_NA=np.column_stack([*before, value_N]))
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -206,21 +215,56 @@ def tokenise_valued(
             long all of them are left out, and counted as one.
         answers: the head reads at each token of the answer, too, before the last one.
     """
+
+    def rendered(prompt: Prompt) -> Rendered:
+        return Rendered(prompt.text, (prompt.answer,) if answers and prompt.answer else (), prompt.literal)
+
+    def finish(read: Tokenized) -> tuple[Ints, Bools]:
+        return np.array([*read.input_ids, 0], np.int32), np.array([False, *read.loss_mask[:-1], True])
+
+    texts = ((rendered(prompt), values) for prompt, values in valued)
+    return _tokenise_whole(texts, encoder, seq_len, max_family, together, finish)
+
+
+def tokenise_pairs(
+    valued: Iterable[tuple[Rendered, Sequence[float]]], encoder: Encoder, seq_len: int, max_family: int = 0
+) -> Sequences:
+    """Answers that are compared in twos, each with its values; two of which one is longer than `seq_len` are left out.
+
+    Args:
+        valued: the first answer of each pair in its conversation, then the second, with the answers' spans trained.
+        encoder, seq_len, max_family: see `tokenise`.
+    """
+
+    def finish(read: Tokenized) -> tuple[Ints, Bools]:
+        mask_L = np.array(read.loss_mask)
+        end = 1 + np.flatnonzero(mask_L)[-1] if mask_L.any() else len(mask_L)
+        return np.array(read.input_ids, np.int32)[:end], mask_L[:end]
+
+    return _tokenise_whole(valued, encoder, seq_len, max_family, 2, finish)
+
+
+def _tokenise_whole(
+    valued: Iterable[tuple[Rendered, Sequence[float]]],
+    encoder: Encoder,
+    seq_len: int,
+    max_family: int,
+    together: int,
+    finish: Callable[[Tokenized], tuple[Ints, Bools]],
+) -> Sequences:
+    """Texts with values, none of them cut: groups of `together` with one of more than `seq_len` inputs are left out."""
     ids, masks, values, num_skipped = [], [], [], 0
     stream = iter(valued)
     while batch := list(itertools.islice(stream, TOKENISE_AT_ONCE * together)):
-        spans = [(prompt.answer,) if answers and prompt.answer else () for prompt, _ in batch]
-        rendered = [Rendered(prompt.text, span, prompt.literal) for (prompt, _), span in zip(batch, spans, strict=True)]
-        tokenized = encoder.encode_rendered(rendered, seq_len)
+        tokenized = encoder.encode_rendered([rendered for rendered, _ in batch], seq_len + 1)
         for first in range(0, len(batch), together):
-            group = range(first, first + together)
-            if any(len(tokenized[index].input_ids) > seq_len for index in group):
+            group = [finish(read) for read in tokenized[first:][:together]]
+            if any(len(ids_L) > seq_len + 1 for ids_L, _ in group):
                 num_skipped += 1
                 continue
-            for index in group:
-                ids.append(np.asarray([*tokenized[index].input_ids, 0], np.int32))
-                masks.append(np.array([False, *tokenized[index].loss_mask[:-1], True]))
-                values.append(batch[index][1])
+            ids += [ids_L for ids_L, _ in group]
+            masks += [mask_L for _, mask_L in group]
+            values += [given for _, given in batch[first:][:together]]
     return replace(_flat(ids, masks, max_family, num_skipped, together), values_NA=np.asarray(values, np.float32))
 
 

@@ -52,13 +52,14 @@ def cai(
         typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, such as revise.rounds=4."),
     ] = None,
 ) -> None:
-    """Constitutional AI: critique and revision, SL-CAI, AI preferences, reward model, PPO, evaluation, report.
+    """Constitutional AI: critique and revision, SL-CAI, AI preferences, reward model, PPO or DPO, evaluation, report.
 
     Stages and targets are as for `run steerlm`.
 
     ```
     steersman run cai recipes/cai-gemma-270m.yaml
     steersman run cai recipes/cai-gemma-270m.yaml constitution=[my.yaml] revise.rounds=4 output=runs/mine
+    steersman run cai recipes/cai-gemma-270m.yaml policy=dpo output=runs/dpo
     ```
     """
     from steersman import config

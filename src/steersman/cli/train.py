@@ -76,6 +76,20 @@ def reward(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def dpo(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Improve a model's answers by direct preference optimisation on pairs of answers: no reward model, no sampling.
+
+    What the model says of the pairs before its first step is its reference; `beta` is what leaving that costs.
+
+    ```
+    steersman train dpo recipes/dpo-cai.yaml model=runs/sl-cai/best output=runs/dpo
+    steersman train dpo recipes/dpo-cai.yaml model=runs/sl-cai/best output=runs/dpo-lora lora.rank=16 optim.lr=1e-4
+    ```
+    """
+    _train("dpo", recipe, overrides or [])
+
+
+@app.command()
 def ppo(recipe: Recipe, overrides: Overrides = None) -> None:
     """Improve a model's answers by PPO against a reward model, a Python function, or a predictor's attributes.
 
@@ -103,6 +117,7 @@ def ppo(recipe: Recipe, overrides: Overrides = None) -> None:
 def _train(role: str, recipe: Path, overrides: list[str]) -> None:
     from steersman import config
     from steersman.cli.output import wrote
+    from steersman.cli.progress import progress_bar
     from steersman.errors import ConfigError
     from steersman.parallel.mesh import join, leave
     from steersman.pipelines.jobs import TrainConfig, run_training
@@ -111,7 +126,7 @@ def _train(role: str, recipe: Path, overrides: list[str]) -> None:
     if data["role"] != role:
         raise ConfigError(f"{recipe} is a recipe of role {data['role']}; run steersman train {data['role']} {recipe}")
     with training_progress("train") as on_step:
-        result = run_training(config.validate(data, TrainConfig, str(recipe)), on_step)
+        result = run_training(config.validate(data, TrainConfig, str(recipe)), on_step, progress_bar)
     if join().rank == 0:
         if result.best != result.last:
             wrote(result.best, f"the lowest validation loss, {result.metrics['best_validation_loss']:.4f}")

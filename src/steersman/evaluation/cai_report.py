@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from steersman.cai.constitution import Constitution
 from steersman.cai.preferences import PreferenceReport
@@ -34,27 +35,37 @@ from steersman.records import PreferencePair
 
 NUM_SAMPLES = 12
 NUM_STEPS = 12
-PPO_COLUMNS = {
-    "rewards": "reward",
-    "response_kl": "KL, nats a response",
-    "response_length": "tokens",
-    "fraction_ended": "ended",
-    "actor.clip_fraction": "clipped",
-    "explained_variance": "explained variance",
+COLUMNS = {
+    "ppo": {
+        "rewards": "reward",
+        "response_kl": "KL, nats a response",
+        "response_length": "tokens",
+        "fraction_ended": "ended",
+        "actor.clip_fraction": "clipped",
+        "explained_variance": "explained variance",
+    },
+    "dpo": {
+        "loss": "loss, nats a pair",
+        "accuracy": "accuracy",
+        "reward_chosen": "reward implied, chosen",
+        "reward_rejected": "rejected",
+    },
 }
-"""Metric of a rollout -> its title."""
+"""What trained a policy -> metric of a step -> its title."""
 HARM, HELP = "harm_rate", "helpfulness"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinforced:
-    """What is known of PPO.
+class PolicyTraining:
+    """What is known of how the RL-CAI model came to be.
 
     Attributes:
-        steps: metrics of each rollout.
-        gain: in reward, of held-out requests' answers after it over those before.
+        method: PPO or DPO.
+        steps: metrics of each rollout, or of each step.
+        gain: in the reward model's reward, of held-out requests' answers after it over those before.
     """
 
+    method: Literal["ppo", "dpo"]
     steps: Sequence[Mapping[str, float]]
     seconds: float
     gain: Gain
@@ -71,7 +82,7 @@ class Run:
         oracle_agreement: share of the judge's pairs, where exactly one answer does harm, that prefer the other.
         reward: of the pairs that test it.
         hhh: model -> how often it prefers the more helpful, honest and harmless answer.
-        reinforced: PPO, if it was run.
+        policy: how the last model was trained, if it was.
         revisions, pairs: the training data that the run made.
     """
 
@@ -85,7 +96,7 @@ class Run:
     oracle_agreement: float | None
     reward: ComparisonReport
     hhh: Mapping[str, ComparisonReport]
-    reinforced: Reinforced | None
+    policy: PolicyTraining | None
     revisions: Sequence[Revised]
     pairs: Sequence[PreferencePair]
     stages: Sequence[StageTime]
@@ -117,20 +128,21 @@ def figures(run: Run) -> dict[str, float]:
     flat |= {f"cai.reward.{key}": value for key, value in run.reward.figures().items()}
     for name, comparison in run.hhh.items():
         flat |= hhh.figures(comparison, name)
-    return flat | (_ppo_figures(run, run.reinforced) if run.reinforced else {})
+    return flat | (_policy_figures(run, run.policy) if run.policy else {})
 
 
-def _ppo_figures(run: Run, found: Reinforced) -> dict[str, float]:
+def _policy_figures(run: Run, found: PolicyTraining) -> dict[str, float]:
     flat = {
-        "ppo.seconds": found.seconds,
-        "ppo.kl": found.steps[-1]["response_kl"],
-        "ppo.reward_gain": found.gain.value,
-        "ppo.reward_gain_stderr": found.gain.stderr,
+        "seconds": found.seconds,
+        "reward_gain": found.gain.value,
+        "reward_gain_stderr": found.gain.stderr,
     }
+    if found.method == "ppo":
+        flat["kl"] = found.steps[-1]["response_kl"]
     if run.harm:
         before, after = list(run.harm.values())[-2:]
-        flat["ppo.oracle_gain"] = before.harm_rate.value - after.harm_rate.value
-    return flat
+        flat["oracle_gain"] = before.harm_rate.value - after.harm_rate.value
+    return {f"{found.method}.{key}": value for key, value in flat.items()}
 
 
 def _ratio(value: float, of: float) -> float:
@@ -145,7 +157,7 @@ def write(run: Run, folder: Path, targets: Sequence[Target] = ()) -> Path:
         "Revisions": viewer.revisions(run.revisions),
         "Preferences": _judge(run) + viewer.pairs(run.pairs),
         "Reward model": _accuracy({"reward model": run.reward}, "reward"),
-        "PPO": _ppo(run.reinforced) if run.reinforced else "",
+        **({run.policy.method.upper(): _policy(run.policy)} if run.policy else {}),
         "HHH": _accuracy(run.hhh, "hhh") if run.hhh else "",
         "Training": _training(run),
         "Data": _data(run),
@@ -206,15 +218,16 @@ def _accuracy(reports: Mapping[str, ComparisonReport], name: str) -> str:
     return figure(svg, caption) + table(["model", "ranked right", "over the shorter answer", "pairs"], rows)
 
 
-def _ppo(found: Reinforced) -> str:
-    """Some rollouts, the last among them."""
+def _policy(found: PolicyTraining) -> str:
+    """Some steps, the last among them."""
+    columns = COLUMNS[found.method]
     every = max(1, len(found.steps) // NUM_STEPS)
     shown = [*found.steps[:-1:every], found.steps[-1]]
-    rows = [[f"{step['step']:.0f}", *(number(step.get(key, float("nan"))) for key in PPO_COLUMNS)] for step in shown]
+    rows = [[f"{step['step']:.0f}", *(number(step.get(key, float("nan"))) for key in columns)] for step in shown]
     gain = found.gain
     return (
         f"<p>The reward of answers to held-out requests rises by {number(gain.value)} "
-        f"(standard error {number(gain.stderr)}).</p>{table(['rollout', *PPO_COLUMNS.values()], rows)}"
+        f"(standard error {number(gain.stderr)}).</p>{table(['step', *columns.values()], rows)}"
     )
 
 

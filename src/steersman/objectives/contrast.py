@@ -16,11 +16,11 @@ Shapes: M trained tokens, P answers.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from steersman.objectives import Loss
+from steersman.objectives.logprobs import sequence_sums
 
 
 def label_contrast(logprobs_M: Tensor, sizes: Sequence[int], weight: float) -> Loss:
@@ -35,11 +35,7 @@ def label_contrast(logprobs_M: Tensor, sizes: Sequence[int], weight: float) -> L
         The sum in nats, the number of trained tokens under their own labels, and metrics "nll", -log p(x | a), and
         "gain", D: how much the own label helps, as the conditioning gain has it.
     """
-    sequence_M = (
-        torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64)).to(logprobs_M.device)
-    )
-    sums_B = logprobs_M.new_zeros(len(sizes)).index_add(0, sequence_M, logprobs_M)
-    other_P, own_P = sums_B.view(-1, 2).unbind(1)
+    other_P, own_P = sequence_sums(logprobs_M, sizes).view(-1, 2).unbind(1)
     difference_P = own_P - other_P
     loss = -own_P.sum() - weight * F.logsigmoid(difference_P).sum()
     metrics = {"nll": -own_P.detach().sum(), "gain": difference_P.detach().sum()}

@@ -9,10 +9,10 @@ z = cap(h W^T) / t, where t is the temperature at which the tokens were drawn, a
 Unlike a sum of cross-entropies, what becomes of l and H is only known when their gradients come back, so the backward
 pass computes the logits again: they exist for one chunk of rows and one block of the vocabulary at a time.
 
-Shapes: M tokens, C of them in a chunk, H hidden size, V vocabulary, B of it in a block.
+Shapes: M tokens of N sequences, C tokens in a chunk, H hidden size, V vocabulary, B of it in a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,13 @@ def token_logprobs(
         hidden_MH, weight_VH, targets_M, chunk, temperature, softcap, weight_grad_VH
     )
     return logprobs_M, entropy_M
+
+
+def sequence_sums(logprobs_M: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The log-probability of each sequence, [N]: the sum over its tokens, of which it has as many as `sizes` says."""
+    number_N = torch.arange(len(sizes), device=logprobs_M.device)
+    number_M = number_N.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=logprobs_M.device))
+    return logprobs_M.new_zeros(len(sizes)).index_add(0, number_M, logprobs_M)
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -24,7 +24,7 @@ from steersman.evaluation.harm import Answered, Gain, HarmReport, Rules
 from steersman.evaluation.report import DataSet
 from steersman.models.load import load_model
 from steersman.pipelines import cai_data
-from steersman.pipelines.cai_config import CaiConfig, PPOStep, Speaker
+from steersman.pipelines.cai_config import CaiConfig, DPOStep, PPOStep, Speaker
 from steersman.pipelines.cai_data import Files
 from steersman.pipelines.comparing import Comparing
 from steersman.pipelines.jobs import TrainFile
@@ -62,8 +62,10 @@ def run(config: CaiConfig, display: Display | None = None) -> Result:
     reward = cai.train_reward(sl_cai, feedback, files)
 
     models = {HELPFUL_ONLY: helpful_only, SL_CAI: Speaker(model=sl_cai)}
-    if config.ppo:
+    if config.policy == "ppo" and config.ppo:
         models[RL_CAI] = Speaker(model=cai.reinforce(sl_cai, reward, config.ppo, files))
+    if config.policy == "dpo" and config.dpo:
+        models[RL_CAI] = Speaker(model=cai.learn_preferences(sl_cai, feedback, config.dpo, files))
     return cai.report(models, reward, revised, feedback, held_out, files)
 
 
@@ -232,11 +234,7 @@ class Cai:
 
     def train_reward(self, sl_cai: str, feedback: Feedback, files: Files) -> str:
         """Phase 2: a reward model of the judge's preferences about harm and people's about help."""
-        weight = self.config.feedback_weight
-        train = [
-            TrainFile(path=str(feedback.pairs), weight=weight),
-            TrainFile(path=str(files.pairs.train), weight=1 - weight),
-        ]
+        train = self._preferences(feedback, files)
         return self.training.train("reward", self.config.reward, sl_cai, train, files.pairs.validation, role="reward")
 
     def reinforce(self, sl_cai: str, reward: str, step: PPOStep, files: Files) -> str:
@@ -258,6 +256,12 @@ class Cai:
         config = step.model_dump(mode="json", exclude={"log"})
         inputs = {"model": sl_cai, "reward": reward, **{Path(path).stem: path for path in prompts}}
         return str(self.stages.run("ppo", work, config=config, inputs=inputs) / "run" / "last")
+
+    def learn_preferences(self, sl_cai: str, feedback: Feedback, step: DPOStep, files: Files) -> str:
+        """Phase 2 without reinforcement: the model learns from the pairs that the reward model did."""
+        train = self._preferences(feedback, files)
+        self.training.train("dpo", step, sl_cai, train, files.pairs.validation, role="dpo")
+        return str(self.stages.folder / "dpo" / "run" / "last")  # people's pairs, which validate, say nothing of harm
 
     # --- Measuring
 
@@ -324,7 +328,7 @@ class Cai:
         config, manifests = self.config, self.stages.manifests
         measured = {name: self.measure_harm(name, model, files) for name, model in models.items()}
         ours = {name: model.model for name, model in models.items() if model.model and not model.urls}
-        reinforced = self._reinforced(reward, measured) if RL_CAI in measured else None
+        trained = self._policy_training(reward, measured) if RL_CAI in measured else None
         run = cai_report.Run(
             title=config.title,
             constitution=self.constitution,
@@ -340,7 +344,7 @@ class Cai:
                 for name, model in ours.items()
                 if files.hhh.exists()
             },
-            reinforced=reinforced,
+            policy=trained,
             revisions=list(jsonl.read(revised / "revisions.jsonl", Revised)),
             pairs=list(jsonl.read(feedback.pairs, PreferencePair)),
             stages=stage_times(self.stages),
@@ -349,20 +353,32 @@ class Cai:
             config=configs.dump(config),
         )
         figures = cai_report.figures(run)
-        targets = check(config.targets, figures)
+        other = {"ppo": "dpo.", "dpo": "ppo."}[config.policy]
+        asked = {name: bound for name, bound in config.targets.items() if not name.startswith(other)}
+        targets = check(asked, figures)
         return Result(figures, targets, cai_report.write(run, config.output, targets))
 
-    def _reinforced(
+    def _policy_training(
         self, reward: str, measured: Mapping[str, tuple[Sequence[Answered], HarmReport | None]]
-    ) -> cai_report.Reinforced:
+    ) -> cai_report.PolicyTraining:
         (before, _), (after, _) = (measured[name] for name in (SL_CAI, RL_CAI))
-        return cai_report.Reinforced(
-            steps=metrics.read(self.stages.folder / "ppo" / "run"),
-            seconds=self.stages.manifests["ppo"].seconds,
+        method = self.config.policy
+        return cai_report.PolicyTraining(
+            method=method,
+            steps=metrics.read(self.stages.folder / method / "run"),
+            seconds=self.stages.manifests[method].seconds,
             gain=self.measure_gain(reward, before, after),
         )
 
     # --- What the steps share
+
+    def _preferences(self, feedback: Feedback, files: Files) -> list[TrainFile]:
+        """The judge's pairs and people's, each at its weight."""
+        weight = self.config.feedback_weight
+        return [
+            TrainFile(path=str(feedback.pairs), weight=weight),
+            TrainFile(path=str(files.pairs.train), weight=1 - weight),
+        ]
 
     @property
     def _inference(self) -> dict[str, Any]:

@@ -106,6 +106,16 @@ class PPOStep(PPOSettings):
         return self
 
 
+class DPOStep(TrainSettings):
+    """Direct preference optimisation.
+
+    Attributes:
+        beta: what a nat of divergence from the SL-CAI model costs.
+    """
+
+    beta: float = Field(gt=0)
+
+
 class EvaluationConfig(Config):
     """How the models are compared.
 
@@ -142,10 +152,13 @@ class CaiConfig(Config):
         judging: and how they are compared.
         reward: the reward model.
         feedback_weight: share of the judge's pairs in what it is trained on; human preferences make up the rest.
-        ppo: phase 2, reinforcement learning on the reward model; without it the run ends with that.
+        policy: phase 2, what makes the RL-CAI model of the SL-CAI one: reinforcement learning on the reward model
+            ("ppo"), or the pairs that this was trained on by themselves ("dpo"); the section of that name says how.
+        ppo, dpo: these sections; without either the run ends with the reward model.
         evaluation: of all models.
         inference: how models generate and score.
-        targets: figures (`cai.harm_rate.sl_cai`, or `cai.hhh` for all of its models) -> bound.
+        targets: figures (`cai.harm_rate.sl_cai`, or `cai.hhh` for all of its models) -> bound; those of `ppo` and of
+            `dpo` hold where that is run.
         seed: of sampling and evaluation.
     """
 
@@ -167,7 +180,9 @@ class CaiConfig(Config):
     judging: JudgingConfig = Field(default_factory=JudgingConfig)
     reward: TrainSettings
     feedback_weight: float = Field(default=0.5, gt=0, lt=1)
+    policy: Literal["ppo", "dpo"] = "ppo"
     ppo: PPOStep | None = None
+    dpo: DPOStep | None = None
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     targets: dict[str, Bound] = Field(default_factory=dict)
@@ -183,4 +198,8 @@ class CaiConfig(Config):
             raise ValueError("only the sandbox pretrains: give model and no base")
         if self.helpful is None and self.assistant is None:
             raise ValueError("nobody answers at first: give helpful, or assistant")
+        if (self.ppo or self.dpo) and getattr(self, self.policy) is None:
+            raise ValueError(f"policy is {self.policy}, and there is no section {self.policy}")
+        if any(step and step.batch.sequences is not None for step in (self.reward, self.dpo)):
+            raise ValueError("reward and dpo compare pairs: give their batch.pairs (or tokens)")
         return self

@@ -5,6 +5,7 @@ In: a `TrainConfig`, the files it names, a base model. Out: `<output>/` with
     config.yaml, inputs.json   what the run is; a run of another kind is refused
     metrics.jsonl              one line a step
     checkpoints/step-N/        training state for exact resume
+    reference.safetensors      of a policy that learns from pairs: what it said of them before its first step
     best/, last/               model folders: lowest validation loss, and the end
     result.json                written last: the run is done
 
@@ -45,18 +46,22 @@ from steersman.parallel.reduce import from_first
 from steersman.pipelines import run_folder
 from steersman.pipelines.training_files import Contrast, Survey, TrainingFiles
 from steersman.randomness import derive_seed
+from steersman.sources.prepare import Bar, no_bar
 from steersman.training import checkpoint, metrics, tasks
 from steersman.training.checkpoint import CheckpointConfig, TrainingState
 from steersman.training.loop import Job, Report, ValidateConfig, train
 from steersman.training.metrics import LogConfig, MetricsLog
 from steersman.training.optim import AdamW, OptimConfig
+from steersman.training.reference import with_reference, write_reference
 
 RESULT = "result.json"
+REFERENCE = "reference.safetensors"
 
 HEADS: dict[str, tuple[TrainedHead, ...]] = {
     "sft": ("lm",),
     "attributes": ("lm", "values"),
     "reward": ("reward", "regression"),
+    "dpo": ("lm",),
 }
 """What each role can be trained with."""
 
@@ -81,7 +86,7 @@ class TrainFile(Config):
     """One file to train on.
 
     Attributes:
-        path: conversation JSONL, or preference pairs for a reward model that compares.
+        path: conversation JSONL, or preference pairs for a reward model that compares and for role: dpo.
         weight: its share of the sequences, in any unit; all files have one, or none (shares by size).
     """
 
@@ -153,7 +158,9 @@ class TrainConfig(TrainSettings):
         model: Hugging Face folder or id; a model that we trained lends its template.
         from_scratch: random weights after the model's config.json, instead of its weights.
         output: folder of the run.
-        role: "sft", "attributes" for an attribute predictor, or "reward" for a reward model.
+        role: "sft", "attributes" for an attribute predictor, "reward" for a reward model, or "dpo" for direct
+            preference optimisation (see `objectives.dpo`): a model learns from pairs, from the reference that it is at
+            first.
         head: see `card.Head`. An attribute predictor writes labels ("lm") or reads the values of all attributes off the
             state of an answer's end ("values"), which takes far fewer labels to learn. A reward model compares pairs of
             answers ("reward") or regresses attributes ("regression"). By default a role's first.
@@ -162,18 +169,20 @@ class TrainConfig(TrainSettings):
         goal: attribute -> weight, of a regression model: its reward is the weighted sum of the values. By default
             HelpSteer2's.
         margin_scale: a pair's margin times this is by how much its rewards are to differ at even odds.
+        beta: of role: dpo, what a nat of divergence from the reference costs; 0.1 is usual.
         data: files.
     """
 
     model: str
     from_scratch: bool = False
     output: Path
-    role: Literal["sft", "attributes", "reward"]
+    role: Literal["sft", "attributes", "reward", "dpo"]
     head: TrainedHead
     template: TemplateSpec | None = None
     attributes: Annotated[AttributeSchema | None, BeforeValidator(schema_of)] = None
     goal: dict[str, float] = Field(default_factory=lambda: dict(HELPSTEER2_GOAL))
     margin_scale: float = Field(default=0.0, ge=0)
+    beta: float | None = Field(default=None, gt=0)
     data: DataConfig
 
     @model_validator(mode="before")
@@ -191,12 +200,16 @@ class TrainConfig(TrainSettings):
             raise ValueError("attributes are needed: a schema such as oasst, or a list of names")
         if self.head == "regression" and not set(self.goal) <= set(self.attributes.names if self.attributes else ()):
             raise ValueError(f"goal weighs {', '.join(self.goal)}; give a goal over the recipe's attributes")
-        if self.head == "reward" and (self.attributes is not None or self.batch.sequences is not None):
-            raise ValueError("head: reward compares pairs: it has no attributes, and batch.pairs (or tokens) to a step")
+        compares = self.head == "reward" or self.role == "dpo"
+        if compares and (self.attributes is not None or self.batch.sequences is not None):
+            which = "role: dpo" if self.role == "dpo" else "head: reward"
+            raise ValueError(f"{which} compares pairs: it has no attributes, and batch.pairs (or tokens) to a step")
+        if (self.role == "dpo") != (self.beta is not None):
+            raise ValueError("role: dpo needs beta, 0.1 for example; no other role has one")
         if self.contrast and (self.role != "sft" or self.attributes is None or self.batch.sequences is not None):
             raise ValueError("contrast is for role: sft with attributes, and batch.tokens (or pairs) to a step")
-        if self.head != "reward" and (self.margin_scale or (self.batch.pairs is not None and not self.contrast)):
-            raise ValueError("batch.pairs and margin_scale are for head: reward")
+        if not compares and (self.margin_scale or (self.batch.pairs is not None and not self.contrast)):
+            raise ValueError("batch.pairs and margin_scale are for head: reward and role: dpo")
         return self
 
 
@@ -215,10 +228,13 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def run_training(config: TrainConfig, on_step: Callable[[Report], Any] = lambda report: None) -> TrainResult:
+def run_training(
+    config: TrainConfig, on_step: Callable[[Report], Any] = lambda report: None, bar: Bar = no_bar
+) -> TrainResult:
     """Train a model, or go on with a run that was cut, or return the result of one that is done.
 
-    `on_step` hears of every step. Under torchrun every process calls this, and the first one writes.
+    `on_step` hears of every step, a `bar` shows what goes before the first. Under torchrun every process calls this,
+    and the first one writes.
 
     Raises:
         ConfigError, DataError, ModelError, TokenizerError: the recipe or what it names cannot be used.
@@ -227,10 +243,10 @@ def run_training(config: TrainConfig, on_step: Callable[[Report], Any] = lambda 
     """
     mesh = join()
     with hold(config.output) if mesh.rank == 0 else nullcontext():
-        return _run(config, mesh, on_step)
+        return _run(config, mesh, on_step, bar)
 
 
-def _run(config: TrainConfig, mesh: Mesh, on_step: Callable[[Report], Any]) -> TrainResult:
+def _run(config: TrainConfig, mesh: Mesh, on_step: Callable[[Report], Any], bar: Bar) -> TrainResult:
     files = [*(file.path for file in config.data.train), *config.data.validation.values()]
     parents = run_folder.parents([config.model], files)
     if mesh.rank == 0:
@@ -249,9 +265,12 @@ def _run(config: TrainConfig, mesh: Mesh, on_step: Callable[[Report], Any]) -> T
         max_family=config.batch.max_family,
         margin_scale=config.margin_scale,
         contrast=_contrast(config),
+        pair_system=loaded.card.system if config.role == "dpo" else None,
     )
     training = [reader.read(file.path, survey) for file in config.data.train]
     validation = {name: reader.read(path, Survey()) for name, path in config.data.validation.items()}
+    if config.role == "dpo":
+        training, validation = _with_reference(config, loaded, training, validation, mesh, bar)
     loaded = replace(loaded, card=_card(config, loaded, survey, parents))
     job = _job(config, loaded, training, validation, mesh)
     state = _restore(job, mesh)
@@ -295,10 +314,30 @@ def _contrast(config: TrainConfig) -> Contrast | None:
     return Contrast([file.path for file in config.data.train], config.attributes, config.seed)
 
 
+def _with_reference(
+    config: TrainConfig,
+    loaded: LoadedModel,
+    training: Sequence[Sequences],
+    validation: dict[str, Sequences],
+    mesh: Mesh,
+    bar: Bar,
+) -> tuple[list[Sequences], dict[str, Sequences]]:
+    """The pairs with what the model says of their answers before it is trained."""
+    path, data = config.output / REFERENCE, [*training, *validation.values()]
+    if not from_first(path.exists(), mesh):
+        total = sum(int(pairs.families[-1]) for pairs in data) // mesh.size
+        with bar("reference", total=total, unit="answers") as progress:
+            size = config.batch.micro_tokens
+            write_reference(path, loaded.model, data, micro_tokens=size, mesh=mesh, progress=progress)
+    read = with_reference(path, data)
+    return read[: len(training)], dict(zip(validation, read[len(training) :], strict=True))
+
+
 def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tuple[Parent, ...]) -> ModelCard:
     """The card of the trained model: only attributes with training labels, the data's most common system prompt.
 
-    A predictor's attributes default to their most common label, which is what its labels are drafted from.
+    A predictor's attributes default to their most common label, which is what its labels are drafted from. A policy
+    that learnt from pairs keeps the attributes that it had.
     """
     if config.attributes is not None and not survey.labels:
         files = ", ".join(file.path for file in config.data.train)
@@ -309,8 +348,10 @@ def _card(config: TrainConfig, loaded: LoadedModel, survey: Survey, parents: tup
         raise ConfigError(f"no label of the training data has {missing}; leave that out of the recipe's attributes")
     if attributes and config.role == "attributes":
         attributes = attributes.with_defaults({n: max(c, key=lambda v: (c[v], -v)) for n, c in survey.labels.items()})
+    if config.role == "dpo":
+        attributes = loaded.card.attributes
     return ModelCard(
-        role=config.role,
+        role="sft" if config.role == "dpo" else config.role,
         head=config.head,
         template=loaded.encoder.spec,
         attributes=attributes,
@@ -373,6 +414,8 @@ def _task(config: TrainConfig, loaded: LoadedModel) -> tasks.Task:
     match config.head:
         case "lm" if config.contrast:
             return tasks.contrast(loaded.model, config.contrast)
+        case "lm" if config.beta is not None:
+            return tasks.dpo(loaded.model, config.beta)
         case "lm":
             return tasks.sft(loaded.model)
         case "reward":

@@ -82,7 +82,7 @@ class TrainingStages:
         validation: Path,
         *,
         schema: AttributeSchema | None = None,
-        role: Literal["sft", "attributes", "reward"] = "sft",
+        role: Literal["sft", "attributes", "reward", "dpo"] = "sft",
         from_scratch: bool = False,
     ) -> str:
         """One training job as a stage; the folder of its best model."""
@@ -99,7 +99,7 @@ class TrainingStages:
                 data=DataConfig(train=tuple(files), validation={"validation": str(validation)}),
             )
             with self._display.training(name) as on_step:
-                return run_training(job, on_step).metrics
+                return run_training(job, on_step, self._display.bar).metrics
 
         config = {
             **settings.model_dump(mode="json", exclude={"log"}),

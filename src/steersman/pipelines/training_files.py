@@ -2,7 +2,7 @@
 
 Conversations come in for a language model (its answers or labels are trained) and for a head of attributes (their
 labels, or those of NeMo's regression files, are its targets); preference pairs, as ours or as NeMo's comparison files,
-for a head that compares them.
+for a head that compares them and for a language model that learns from them.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from steersman import jsonl
 from steersman.attributes import AttributeSchema
-from steersman.batches.sequences import Sequences, tokenise, tokenise_valued
+from steersman.batches.sequences import Sequences, tokenise, tokenise_pairs, tokenise_valued
 from steersman.card import Head
 from steersman.errors import DataError
 from steersman.randomness import stream
@@ -130,6 +130,7 @@ class TrainingFiles:
         seq_len, max_family: see `sequences.tokenise`.
         margin_scale: of the pairs' margins.
         contrast: of a language model that learns answers under others' labels, too: what draws them.
+        pair_system: of a language model that learns from pairs: the system prompt of those that bring none.
     """
 
     head: Head
@@ -139,6 +140,7 @@ class TrainingFiles:
     max_family: int
     margin_scale: float = 0.0
     contrast: Contrast | None = None
+    pair_system: str | None = None
 
     def read(self, path: str, survey: Survey) -> Sequences:
         """A file's sequences, noted in `survey`. Those with nothing to train on are left out, and said to be.
@@ -151,11 +153,15 @@ class TrainingFiles:
         if self.contrast:
             what, together = "labelled answers", 2
             sequences = tokenise(self._contrasted(path, survey, self.contrast), self.encoder, *size, together=together)
+        elif self.pair_system is not None:
+            what, flaw, together = "pairs", f"are longer than {self.seq_len} tokens", 2
+            sequences = tokenise_pairs(self._pairs(path, survey, self._render_answer), self.encoder, *size)
         elif self.head == "lm":
             sequences = tokenise(self._conversations(path, survey), self.encoder, *size)
         elif self.head == "reward":
             what, flaw, together = "pairs", f"are longer than {self.seq_len} tokens", 2
-            sequences = tokenise_valued(self._answers(path, survey), self.encoder, *size, together=together)
+            pairs = self._pairs(path, survey, self.encoder.template.prompt_for_reward)
+            sequences = tokenise_valued(pairs, self.encoder, *size, together=together)
         else:
             what, flaw = "labelled turns", f"are longer than {self.seq_len} tokens"
             sequences = tokenise_valued(self._labelled_turns(path, survey), self.encoder, *size)
@@ -205,17 +211,26 @@ class TrainingFiles:
 
         return (target for targets in each_labelled(path, schema, use) for target in targets)
 
-    def _answers(self, path: str, survey: Survey) -> Iterator[Target]:
+    def _pairs(
+        self, path: str, survey: Survey, write: Callable[[Conversation], Used]
+    ) -> Iterator[tuple[Used, list[float]]]:
         """The chosen and the rejected answer of each pair; of each, how probably it is the better, and its margin."""
-        write = self.encoder.template.prompt_for_reward
 
-        def use(pair: PreferencePair) -> list[Target]:
-            chosen, rejected = pair.conversations()
+        def use(pair: PreferencePair) -> list[tuple[Used, list[float]]]:
+            chosen, rejected = pair.conversations(self.pair_system or "")
             survey.systems[chosen.system] += 1
             margin = self.margin_scale * (pair.margin or 0.0)
             return [(write(chosen), [pair.soft_label, margin]), (write(rejected), [1 - pair.soft_label, -margin])]
 
         return (target for targets in each_pair(path, use) for target in targets)
+
+    def _render_answer(self, conversation: Conversation) -> Rendered:
+        """The text, of which the last answer and its end are trained."""
+        *before, answer = conversation.conversations
+        if not before:
+            raise DataError("the prompt is a system message alone: there is nothing to answer")
+        turns = [*(turn.model_copy(update={"train": False}) for turn in before), answer]
+        return self.encoder.template.render(conversation.model_copy(update={"conversations": turns}))
 
     def _note(self, conversation: Conversation, path: str, survey: Survey) -> None:
         """Add what a conversation holds to the survey; `DataError` for labels that nobody knows the scale of."""

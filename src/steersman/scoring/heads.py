@@ -95,12 +95,11 @@ class HeadReader:
             batch = batch.to(self._loaded.device)
             segments = Segments(batch.bounds, batch.parents)
             states_MH = hidden_states(self._model, batch.input_ids_1T, batch.position_ids_1T, segments, batch.trained_M)
-            numbers, counts = torch.unique_consecutive(batch.targets_M.flatten().long(), return_counts=True)
-            parts = torch.split(states_MH.float(), counts.tolist())
+            parts = torch.split(states_MH.float(), list(batch.sizes))
             features_NF = torch.stack([self._features(states_LH) for states_LH in parts]).cpu()
-            rows |= dict(zip(numbers.tolist(), features_NF, strict=True))
+            rows |= dict(zip(batch.values_BA[:, 0].long().tolist(), features_NF, strict=True))
             if progress:
-                progress(len(numbers))
+                progress(len(parts))
         return torch.stack([rows[number] for number in range(len(prompts))])
 
     def _features(self, states_LH: Tensor) -> Tensor:

@@ -37,9 +37,6 @@ from steersman.batches.packing import PackedBatch, pack_padded
 from steersman.config import Config
 from steersman.errors import NonFiniteError
 from steersman.models.adapters import frozen
-from steersman.models.attention import Segments
-from steersman.models.load import head_weight, hidden_states, logit_softcap
-from steersman.objectives.logprobs import token_logprobs
 from steersman.objectives.ppo import (
     KLEstimator,
     Moments,
@@ -57,7 +54,7 @@ from steersman.seams import Critic, GenerationRequest, Generator
 from steersman.training import checkpoint
 from steersman.training.checkpoint import CheckpointConfig, TrainingState
 from steersman.training.optim import AdamW, OptimConfig, clip_factor, learning_rate
-from steersman.training.tasks import LOGITS_AT_ONCE
+from steersman.training.tasks import predictions
 
 logger = logging.getLogger(__name__)
 
@@ -492,18 +489,7 @@ def logprobs(model: PreTrainedModel | PeftModel, tokens_BS: Tensor, mask_BT: Ten
 
 def _read(model: PreTrainedModel | PeftModel, batch: PackedBatch, config: PPOConfig) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies at a micro-batch's actions, [M] each."""
-    weight_VH = head_weight(model)
-    batch = batch.to(weight_VH.device)
-    segments = Segments(batch.bounds, batch.parents)
-    return token_logprobs(
-        hidden_states(model, batch.input_ids_1T, batch.position_ids_1T, segments, batch.trained_M),
-        weight_VH,
-        batch.targets_M,
-        chunk=max(1, LOGITS_AT_ONCE // weight_VH.shape[0]),
-        temperature=config.rollout.temperature,
-        softcap=logit_softcap(model),
-        weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
-    )
+    return predictions(model, batch.to(next(model.parameters()).device), config.rollout.temperature)
 
 
 def raise_failure(futures: Sequence[Future[Any]]) -> None:

@@ -3,7 +3,7 @@
 A task runs the model's backbone over the packed row, takes the hidden states at the trained positions, and hands them
 to an objective. The loop knows nothing else about it.
 
-Shapes: T tokens in the row, M trained positions, H hidden size, V vocabulary, A attributes.
+Shapes: T tokens in the row, M trained positions, H hidden size, V vocabulary, A attributes, P pairs.
 """
 
 from typing import Protocol
@@ -19,6 +19,7 @@ from steersman.models.heads import scores, value_sizes
 from steersman.models.load import head_weight, hidden_states, logit_softcap, plain_model
 from steersman.objectives import Loss
 from steersman.objectives.contrast import label_contrast
+from steersman.objectives.dpo import direct_preference
 from steersman.objectives.logprobs import token_logprobs
 from steersman.objectives.reward import bradley_terry, squared_error
 from steersman.objectives.sft import fused_linear_cross_entropy
@@ -37,6 +38,22 @@ def _hidden_states(model: PreTrainedModel | PeftModel, batch: PackedBatch) -> Te
     """The last hidden states at the batch's trained positions, [M, H]."""
     segments = Segments(batch.bounds, batch.parents)
     return hidden_states(model, batch.input_ids_1T, batch.position_ids_1T, segments, batch.trained_M)
+
+
+def predictions(
+    model: PreTrainedModel | PeftModel, batch: PackedBatch, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of the trained tokens and the entropies in their places, [M] each."""
+    hidden_MH, weight_VH = _hidden_states(model, batch), head_weight(model)
+    return token_logprobs(
+        hidden_MH,
+        weight_VH,
+        batch.targets_M,
+        chunk=max(1, LOGITS_AT_ONCE // weight_VH.shape[0]),
+        temperature=temperature,
+        softcap=logit_softcap(model),
+        weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
+    )
 
 
 def sft(model: PreTrainedModel | PeftModel) -> Task:
@@ -61,16 +78,21 @@ def contrast(model: PreTrainedModel | PeftModel, weight: float) -> Task:
     """Answers under another's label and under their own, in pairs; see `objectives.contrast`."""
 
     def task(batch: PackedBatch) -> Loss:
-        hidden_MH, weight_VH = _hidden_states(model, batch), head_weight(model)
-        logprobs_M, _ = token_logprobs(
-            hidden_MH,
-            weight_VH,
-            batch.targets_M,
-            chunk=max(1, LOGITS_AT_ONCE // weight_VH.shape[0]),
-            softcap=logit_softcap(model),
-            weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
-        )
+        logprobs_M, _ = predictions(model, batch)
         return label_contrast(logprobs_M, batch.sizes, weight)
+
+    return task
+
+
+def dpo(model: PreTrainedModel | PeftModel, beta: float) -> Task:
+    """Which of two answers is better. They come in pairs; an answer's values are its odds, its margin, and its
+    log-probability under the reference (see `training.reference`)."""
+
+    def task(batch: PackedBatch) -> Loss:
+        logprobs_M, _ = predictions(model, batch)
+        values_P23 = batch.values_BA.view(-1, 2, 3)
+        better_P, margin_P = values_P23[:, 0, :2].unbind(1)
+        return direct_preference(logprobs_M, batch.sizes, values_P23[:, :, 2], better_P, margin_P, beta)
 
     return task
 
@@ -81,7 +103,7 @@ def values(model: PreTrainedModel | PeftModel, schema: AttributeSchema) -> Task:
 
     def task(batch: PackedBatch) -> Loss:
         logits_MK = scores(plain_model(model), _hidden_states(model, batch))
-        return value_cross_entropy(logits_MK, batch.targets_M.view(-1, len(sizes)), sizes)
+        return value_cross_entropy(logits_MK, batch.values_BA.view(-1, len(sizes)), sizes)
 
     return task
 
@@ -91,17 +113,17 @@ def regression(model: PreTrainedModel | PeftModel) -> Task:
 
     def task(batch: PackedBatch) -> Loss:
         values_MA = scores(plain_model(model), _hidden_states(model, batch))
-        return squared_error(values_MA, batch.targets_M.view(values_MA.shape))
+        return squared_error(values_MA, batch.values_BA.view(values_MA.shape))
 
     return task
 
 
 def reward(model: PreTrainedModel | PeftModel) -> Task:
-    """Which of two answers is better. Answers come in pairs; the targets of the first are its odds and its margin."""
+    """Which of two answers is better. They come in pairs; an answer's values are its odds and its margin."""
 
     def task(batch: PackedBatch) -> Loss:
         rewards_M1 = scores(plain_model(model), _hidden_states(model, batch))
-        better_P, margin_P = batch.targets_M.view(-1, 2)[::2].unbind(1)
-        return bradley_terry(rewards_M1.view(-1, 2), better_P.float(), margin_P)
+        better_P, margin_P = batch.values_BA.view(-1, 2, 2)[:, 0].unbind(1)
+        return bradley_terry(rewards_M1.view(-1, 2), better_P, margin_P)
 
     return task
