@@ -484,4 +484,4 @@ def test_what_a_killed_run_left_half_written_is_cleared(recipe, tmp_path):
         (tmp_path / "run" / leftover).parent.mkdir(parents=True)
         (tmp_path / "run" / leftover).write_text("half")
     run_training(recipe(steps=2))
-    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "run").rglob(".*")] == [LOCK]
