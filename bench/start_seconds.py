@@ -31,11 +31,8 @@ def seconds(*command: str) -> float:
 def main() -> None:
     asked = inputs.parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model, prompts, output = (
-            inputs.toy_model(Path(folder)),
-            Path(folder, "prompts.jsonl"),
-            f"{folder}/answers.jsonl",
-        )
+        model = inputs.toy_model(Path(folder))
+        prompts, output = Path(folder, "prompts.jsonl"), f"{folder}/answers.jsonl"
         prompts.write_text('{"prompt": "Where and when did techno music originate?"}\n')
         generate = [*STEERSMAN, "generate", model, "--input", str(prompts), "--output", output,
                     "--max-tokens", "1", "--overwrite"]  # fmt: skip

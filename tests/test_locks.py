@@ -48,6 +48,22 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(start_hold
         assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
+def test_a_folder_that_cannot_be_made_is_said_to_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="run: cannot write here"), hold(tmp_path / "file" / "run"):
+        pass
+
+
+def test_an_error_of_the_work_stays_what_it_is(tmp_path):
+    """Only what befalls the output is the output's."""
+
+    def work(unit):
+        raise PermissionError(13, "Permission denied", "an input")
+
+    with pytest.raises(PermissionError, match="an input"):
+        jsonl.Journal(tmp_path / "out.jsonl", unit=2, settings="one").run([1], work)
+
+
 def test_two_processes_are_not_at_one_job(start_holder, tmp_path):
     output = tmp_path / "out.jsonl"
     journal = jsonl.Journal(output, unit=2, settings="one")

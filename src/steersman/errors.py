@@ -16,6 +16,9 @@ The command line prints the message alone and exits with status 1 (2 for `Config
 is wrong, where, and what to do about it. Anything else that escapes is a bug and shows its traceback.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -78,3 +81,18 @@ class BusyError(SteersmanError):
     def __init__(self, message: str, pause: int) -> None:
         super().__init__(message)
         self.pause = pause
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into `OutputError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"{path}: no space left on the disk; what was committed is safe: free some space and run again"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            raise OutputError(f"{path}: cannot write here ({error.strerror})") from None
+        raise

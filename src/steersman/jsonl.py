@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import errno
 import gzip
 import hashlib
 import itertools
@@ -22,7 +21,7 @@ from typing import IO, Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from steersman.errors import DataError, OutputError
+from steersman.errors import DataError, OutputError, named_errors
 from steersman.locks import hold
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -189,21 +188,6 @@ def read(
     return (record for _, record in parsed)
 
 
-@contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Turn the file system's refusals into `OutputError` with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(
-                f"{path}: no space left on the disk; what was committed is safe: free some space and run again"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-            raise OutputError(f"{path}: cannot write here ({error.strerror})") from None
-        raise
-
-
 def check_absent(path: str | Path, overwrite: bool = False) -> Path:
     """The path, when nothing is there or it may be replaced; `OutputError` otherwise."""
     path = Path(path)
@@ -332,7 +316,7 @@ class Journal:
         Raises:
             OutputError: another process is at the same job, or the output cannot be written.
         """
-        with named_errors(self.folder), hold(self.folder):
+        with hold(self.folder):
             return self._run(items, work, progress)
 
     def _run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from steersman.errors import OutputError
+from steersman.errors import OutputError, named_errors
 
 LOCK = ".lock"
 
@@ -16,12 +16,13 @@ def hold(folder: Path) -> Iterator[None]:
     """Keep others out of a folder, which is made if need be; the lock file stays, as who comes next may wait on it.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process holds it, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with named_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         raise OutputError(f"{folder}: another process is at work there; let it end, or choose another output") from None
     try:

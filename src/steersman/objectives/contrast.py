@@ -8,8 +8,8 @@ other one, x the answer, and both labels as likely beforehand, Bayes' rule gives
     L = sum over answers: - log p(x | a) - w log sigma(D)
 
 the generative-discriminative hybrid of GeDi (arXiv 2009.06367), with sums where that has means over tokens. What the
-answer's words owe to the question alone cancels in D, so a model learns to read its labels from a few hundred answers,
-where the first term by itself needs far more.
+answer's words owe to the question alone cancels in D, so a model learns to read its labels from fewer answers than the
+first term by itself needs.
 
 Shapes: M trained tokens, P answers.
 """

@@ -26,7 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from steersman import jsonl
 from steersman.attributes import AttributeSchema
 from steersman.config import Config
-from steersman.errors import ConfigError, DataError
+from steersman.errors import ConfigError, DataError, named_errors
 from steersman.jsonl import OnError, Rejects
 from steersman.randomness import derive_seed
 from steersman.records import ASSISTANT, DEFAULT_SYSTEM, USER, Conversation, ConversationType
@@ -404,7 +404,7 @@ class _Outputs:
         derived = (_beside(path, name) for path in (self.train, self.val) for name in beside)
         for path in (self.train, self.val, *derived, self._summary):
             jsonl.check_absent(path, overwrite or self._marker.exists())
-        with jsonl.named_errors(self.rejects):
+        with named_errors(self.rejects):
             self.rejects.unlink(missing_ok=True)
 
     def begin(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from steersman import jsonl
+from steersman.errors import named_errors
 
 Items = np.ndarray[tuple[int], np.dtype[np.int64]]
 """Numbers of items, in the order in which they are to be read."""
@@ -26,7 +27,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        with jsonl.named_errors(folder):
+        with named_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed on exit)
         self._folder = folder
@@ -40,7 +41,7 @@ class Spool:
     def append(self, key: int, item: Any) -> None:
         """Park an item under a key (63 bits, such as `randomness.derive_seed` gives)."""
         line = jsonl.dumps(item)
-        with jsonl.named_errors(self._folder):
+        with named_errors(self._folder):
             self._file.write(line)
         self._keys.append(key)
         self._starts.append(self._end)
@@ -52,7 +53,7 @@ class Spool:
         return np.array(self._keys, dtype=np.int64)
 
     def __getitem__(self, index: SupportsIndex) -> Any:
-        with jsonl.named_errors(self._folder):  # the first seek writes what is still buffered
+        with named_errors(self._folder):  # the first seek writes what is still buffered
             self._file.seek(self._starts[index])
             return orjson.loads(self._file.readline())
 
@@ -66,7 +67,7 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with jsonl.named_errors(self._folder):
+        with named_errors(self._folder):
             self._file.close()
 
 

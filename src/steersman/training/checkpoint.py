@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steersman import jsonl
 from steersman.config import Config
-from steersman.errors import ModelError, OutputError
+from steersman.errors import ModelError, OutputError, named_errors
 from steersman.training.optim import AdamW
 
 TENSORS, STATE = "training.safetensors", "state.json"
@@ -71,7 +71,7 @@ def save(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor], keep
     """
     path = _path(folder, state.step)
     temporary = folder / f".{path.name}.tmp"
-    with jsonl.named_errors(path):
+    with named_errors(path):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from steersman import jsonl
 from steersman.config import Config
-from steersman.errors import ConfigError
+from steersman.errors import ConfigError, named_errors
 
 FILE_NAME = "metrics.jsonl"
 
@@ -44,7 +44,7 @@ class StepFile:
         self._file = self._path.open("ab")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        with jsonl.named_errors(self._path):
+        with named_errors(self._path):
             self._file.write(jsonl.dumps(dict(row)))
             self._file.flush()
 
