@@ -58,6 +58,12 @@ def test_verbs_themselves_load_neither_torch_nor_transformers() -> None:
     assert loaded.isdisjoint({"torch", "transformers"})
 
 
+def test_a_plain_model_is_opened_without_what_adapters_statistics_and_servers_need() -> None:
+    loaded = modules_after("import steersman.generation.batch, steersman.generation.engine, steersman.pipelines.opened")
+    assert "transformers.modeling_utils" in loaded
+    assert loaded.isdisjoint({"peft", "scipy.stats", "matplotlib", "fastapi", "uvicorn", "gguf"})
+
+
 def test_help_lists_every_verb_with_its_summary(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ Exit status: 0 done, 1 failed (a `SteersmanError`'s message, or the traceback of
 `ConfigError`), 130 interrupted.
 """
 
+import atexit
+import gc
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -108,4 +110,5 @@ for _verb, _summary in VERBS.items():
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
+    atexit.register(gc.freeze)  # or the interpreter, ending, looks for garbage in torch and transformers for a second
     app(args, prog_name="steersman")

@@ -8,6 +8,7 @@ import typer
 
 from steersman.card import ModelCard
 from steersman.cli import flags
+from steersman.cli.start import loading
 from steersman.errors import ConfigError, SteersmanError
 from steersman.generation.conditioned import answer_request, fill_attributes
 from steersman.randomness import derive_seed
@@ -133,8 +134,9 @@ def command(
     steersman chat runs/steerlm/best --attributes quality=4
     ```
     """
-    from steersman.generation.engine import Engine
-    from steersman.models.load import load_model
+    with loading():
+        from steersman.generation.engine import Engine
+        from steersman.models.load import load_model
 
     sampling = Sampling(
         max_tokens=max_tokens,

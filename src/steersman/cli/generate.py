@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from steersman.cli import flags
+from steersman.cli.start import loading
 
 
 def command(
@@ -42,12 +43,13 @@ def command(
     steersman generate runs/steerlm/best --input prompts.jsonl --output answers.jsonl --attributes quality=4,humor=0
     ```
     """
-    from steersman import jsonl
-    from steersman.cli.output import wrote
-    from steersman.cli.progress import progress_bar
-    from steersman.generation.batch import complete_file
-    from steersman.pipelines.opened import open_model
-    from steersman.seams import Sampling
+    with loading():
+        from steersman import jsonl
+        from steersman.cli.output import wrote
+        from steersman.cli.progress import progress_bar
+        from steersman.generation.batch import complete_file
+        from steersman.pipelines.opened import open_model
+        from steersman.seams import Sampling
 
     jsonl.check_absent(output, overwrite)
     asked = flags.parse_attributes(attributes)

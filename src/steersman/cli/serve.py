@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from steersman.cli import flags
+from steersman.cli.start import loading
 
 
 def command(
@@ -49,12 +50,13 @@ def command(
         -d '{"conversations": [[{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]]}'
     ```
     """
-    import uvicorn
+    with loading():
+        import uvicorn
 
-    from steersman.errors import ConfigError
-    from steersman.models.load import load_model
-    from steersman.serving.app import LOOPBACK, ServerOptions, create_app, create_reward_app
-    from steersman.serving.service import Limits
+        from steersman.errors import ConfigError
+        from steersman.models.load import load_model
+        from steersman.serving.app import LOOPBACK, ServerOptions, create_app, create_reward_app
+        from steersman.serving.service import Limits
 
     local = warn_if_open(host, api_key)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -2,17 +2,21 @@
 
 h = W x + (alpha / rank) B A x, with W frozen (arXiv 2106.09685). Rows of tokens that were added to the vocabulary are
 trained beside it, since a frozen row could never learn what a new control token means.
+
+peft is imported only where an adapter is read or made: a plain model starts sooner without it.
 """
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from steersman.config import Config
 from steersman.models.heads import WEIGHT
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 TRAINED_PARTS = ("lora_", "trainable_tokens_delta", "modules_to_save")
 """In the names of an adapter's parameters: the update, rows of new tokens, the head that judges."""
@@ -34,8 +38,11 @@ class LoraConfig(Config):
     targets: str | list[str] = "all-linear"
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int]) -> PeftModel:
+def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int]) -> "PeftModel":
     """The model with a fresh adapter: only it, the rows of `new_token_ids` and a head that judges are trainable."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import TaskType, get_peft_model
+
     # Tied embeddings are one weight, and go by the input's name: peft lets the head follow.
     both = (model.get_output_embeddings(), model.get_input_embeddings())
     embeddings = {id(embedding.weight): embedding for embedding in both if embedding is not None}
@@ -52,8 +59,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int
     return get_peft_model(model, peft_config)
 
 
-def read_adapter(model: PreTrainedModel, folder: str, *, judges: bool) -> PeftModel:
+def read_adapter(model: PreTrainedModel, folder: str, *, judges: bool) -> "PeftModel":
     """The model with a folder's adapter; with a head too when it `judges`, the adapter's own or else the model's."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
     if not judges:
         return PeftModel.from_pretrained(model, folder)
     peft_config = PeftLoraConfig.from_pretrained(folder)
@@ -67,15 +77,20 @@ def read_adapter(model: PreTrainedModel, folder: str, *, judges: bool) -> PeftMo
     return adapted
 
 
-def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def has_adapter(model: "PreTrainedModel | PeftModel") -> bool:
+    """Whether peft is wrapped around the model."""
+    return not isinstance(model, PreTrainedModel)
+
+
+def merge_adapter(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     """The plain model with an adapter's update added to its weights; a plain model is returned as it is."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    return model.merge_and_unload() if has_adapter(model) else model
 
 
 @contextlib.contextmanager
 def frozen(
-    model: PreTrainedModel | PeftModel, copy: PreTrainedModel | PeftModel | None
-) -> Iterator[PreTrainedModel | PeftModel]:
+    model: "PreTrainedModel | PeftModel", copy: "PreTrainedModel | PeftModel | None"
+) -> "Iterator[PreTrainedModel | PeftModel]":
     """The model as it was before training: its frozen copy, or where there is none itself with its adapter off."""
     if copy is not None:
         yield copy

@@ -12,10 +12,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,12 +23,15 @@ from transformers.utils import logging
 from steersman import card as cards
 from steersman.card import ModelCard, TemplateSpec
 from steersman.errors import ModelError, OutputError
-from steersman.models.adapters import TRAINED_PARTS, LoraConfig, add_lora, read_adapter
+from steersman.models.adapters import TRAINED_PARTS, LoraConfig, add_lora, has_adapter, read_adapter
 from steersman.models.attention import IMPLEMENTATION, Segments
 from steersman.models.heads import load_with_head, new_with_head, output_names
 from steersman.models.weights import from_pretrained
 from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -47,7 +49,7 @@ class LoadedModel:
         path: folder or hub id that it came from.
     """
 
-    model: PreTrainedModel | PeftModel
+    model: "PreTrainedModel | PeftModel"
     encoder: Encoder
     card: ModelCard
     path: str
@@ -84,12 +86,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def plain_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def plain_model(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     """The causal language model itself, with adapters in its layers but without peft's wrapper."""
-    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    return cast(PreTrainedModel, model.get_base_model() if has_adapter(model) else model)
 
 
-def backbone(model: PreTrainedModel | PeftModel) -> nn.Module:
+def backbone(model: "PreTrainedModel | PeftModel") -> nn.Module:
     """The part that maps ids i64[1, T] to hidden states [1, T, H] (`.last_hidden_state`), without the head.
 
     Call it with `input_ids`, `position_ids`, `attention_context` (see `models.attention`) and `use_cache=False`.
@@ -98,7 +100,11 @@ def backbone(model: PreTrainedModel | PeftModel) -> nn.Module:
 
 
 def hidden_states(
-    model: PreTrainedModel | PeftModel, input_ids_1T: Tensor, position_ids_1T: Tensor, segments: Segments, at_M: Tensor
+    model: "PreTrainedModel | PeftModel",
+    input_ids_1T: Tensor,
+    position_ids_1T: Tensor,
+    segments: Segments,
+    at_M: Tensor,
 ) -> Tensor:
     """The last hidden states at these positions of a packed row, [M, H]."""
     output = backbone(model)(
@@ -108,7 +114,7 @@ def hidden_states(
     return hidden_TH.index_select(0, at_M)
 
 
-def head_weight(model: PreTrainedModel | PeftModel) -> Tensor:
+def head_weight(model: "PreTrainedModel | PeftModel") -> Tensor:
     """The output embedding [V, H], with trained token rows in place; its gradient reaches whatever is trainable."""
     head: Any = plain_model(model).get_output_embeddings()
     if getattr(head, "bias", None) is not None:
@@ -118,7 +124,7 @@ def head_weight(model: PreTrainedModel | PeftModel) -> Tensor:
     return cast(Tensor, head.weight)
 
 
-def logit_softcap(model: PreTrainedModel | PeftModel) -> float | None:
+def logit_softcap(model: "PreTrainedModel | PeftModel") -> float | None:
     """c of logits = c tanh(logits / c), where the architecture has it (Gemma 2)."""
     return getattr(plain_model(model).config, "final_logit_softcapping", None)
 
@@ -175,7 +181,7 @@ def _load_weights(
     *,
     probe: bool,
     layers: int | None,
-) -> PreTrainedModel | PeftModel:
+) -> "PreTrainedModel | PeftModel":
     """Weights in `dtype`, with at least `vocabulary` rows in the embeddings; with a head, if it has `outputs`."""
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": IMPLEMENTATION, "use_safetensors": True}
 
@@ -252,7 +258,7 @@ def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
-def _embeddings(model: PreTrainedModel | PeftModel) -> list[Any]:
+def _embeddings(model: "PreTrainedModel | PeftModel") -> list[Any]:
     """What maps tokens in, and out where there is such a head; a shared module once."""
     both = (model.get_input_embeddings(), model.get_output_embeddings())
     return list({id(module): module for module in both if module is not None}.values())
@@ -289,13 +295,13 @@ def prepare_for_training(
     added = add_control_tokens(tokenizer, spec)
     if added:
         new_ids = [int(i) for i in cast(list[int], tokenizer.convert_tokens_to_ids(added))]
-        if isinstance(model, PeftModel):
+        if has_adapter(model):
             raise ModelError(f"{loaded.path}: an adapter cannot be given new tokens {added}; merge it first")
         grow_embeddings(model, len(tokenizer))
         _set_rows_to_mean(model, new_ids)
     else:
         new_ids = []
-    if isinstance(model, PeftModel):
+    if has_adapter(model):
         if lora is not None:
             raise ModelError(f"{loaded.path} has an adapter already; merge it, or train without the lora section")
         for name, parameter in model.named_parameters():
@@ -324,7 +330,7 @@ def _set_padding(model: PreTrainedModel, encoder: Encoder) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
 
 
-def _freeze(model: PreTrainedModel | PeftModel, patterns: Sequence[str], added: Sequence[str]) -> None:
+def _freeze(model: "PreTrainedModel | PeftModel", patterns: Sequence[str], added: Sequence[str]) -> None:
     """Stop training the parameters that the patterns match."""
     embeddings = [embedding.weight for embedding in _embeddings(model)]
     for pattern in patterns:
@@ -358,7 +364,7 @@ def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        adapted = isinstance(loaded.model, PeftModel)
+        adapted = has_adapter(loaded.model)
         # peft would add the whole embedding because it has grown; the rows that were trained are in the adapter.
         loaded.model.save_pretrained(temporary, **({"save_embedding_layers": False} if adapted else {}))
         loaded.encoder.tokenizer.save_pretrained(temporary)
