@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 RESULTS = Path(__file__).parent / "results"
 TOYS = Path(__file__).parent / "toys"
 
 
 def machine() -> str:
     """Processor, cores and the precision that is fast on it."""
+    import torch  # here, so that a side which needs no torch is not charged for it
+
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
     bf16 = ", AVX-512 bf16" if torch.cpu._is_avx512_bf16_supported() else ""

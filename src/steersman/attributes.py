@@ -8,7 +8,7 @@ string ends in `lang:en` (some NeMo versions write it).
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -177,6 +177,7 @@ class AttributeSchema(BaseModel):
         return AttributeSchema(attributes=kept, language=self.language)
 
 
+@lru_cache(maxsize=1024)  # they recur: thirds, quarters and so on
 def fraction_to_value(fraction: float) -> int:
     """OASST stores labels as fractions of [0, 1]; the label is `round(fraction * 4)`, Python's round (half to even)."""
     if not 0.0 <= fraction <= 1.0:

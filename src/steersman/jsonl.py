@@ -27,10 +27,14 @@ from steersman.locks import hold
 Record = TypeVar("Record", bound=BaseModel)
 Item = TypeVar("Item")
 OnError = Literal["stop", "skip"]
+BUFFER = 1 << 20
+"""Bytes that are read or written at once."""
 
 
 def dumps(record: Any) -> bytes:
-    """One line of JSON, newline included; pydantic records in their JSON form."""
+    """One line of JSON, newline included; pydantic records in their JSON form, bytes (a line already) as they are."""
+    if isinstance(record, bytes):
+        return record
     if isinstance(record, BaseModel):
         to_json = getattr(record, "to_json", None)
         record = to_json() if to_json else record.model_dump(by_alias=True)
@@ -100,13 +104,13 @@ def read_lines(path: str | Path, progress: Callable[[int], Any] | None = None) -
         raise DataError("is a folder; give a .jsonl or .jsonl.gz file", path)
     number = 0
     try:
-        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else file as stream:
+        with path.open("rb", BUFFER) as file, gzip.open(file) if path.suffix == ".gz" else file as stream:
             num_read = 0
             for number, line in enumerate(stream, start=1):
                 if progress and (position := file.tell()) > num_read:
                     progress(position - num_read)
                     num_read = position
-                if line.strip():
+                if not line.isspace():
                     yield number, line
     except FileNotFoundError:
         raise DataError("no such file", path) from None
@@ -237,7 +241,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as stream:
+            with temporary.open("wb", BUFFER) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

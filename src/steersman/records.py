@@ -80,7 +80,7 @@ class Conversation(BaseModel):
 
     @property
     def masked_roles(self) -> frozenset[str]:
-        return frozenset(role.strip() for role in self.mask.split(",") if role.strip())
+        return masked_roles(self.mask)
 
     def is_masked(self, message: Message) -> bool:
         return message.role in self.masked_roles
@@ -96,6 +96,11 @@ class Conversation(BaseModel):
             if turn["train"]:
                 del turn["train"]
         return record
+
+
+def masked_roles(mask: str) -> frozenset[str]:
+    """The roles that a record's `mask` names."""
+    return frozenset(role.strip() for role in mask.split(",") if role.strip())
 
 
 class Completion(BaseModel):

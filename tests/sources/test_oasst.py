@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from steersman.attributes import AttributeSchema
 from steersman.errors import DataError
-from steersman.records import PreferencePair
+from steersman.records import Conversation, PreferencePair
 from steersman.sources.oasst import OasstConfig, prepare_oasst
 from steersman.sources.summary import DataSummary
 
@@ -125,6 +125,13 @@ def test_a_branching_tree_record_by_record(run: Run) -> None:
         "toxicity": (1, 0, 0, 0, 0),
         "helpfulness": (0, 0, 0, 0, 1),
     }
+
+
+@pytest.mark.parametrize("train_once", [False, True])
+def test_records_are_conversations_in_their_json_form(run: Run, train_once: bool) -> None:
+    for record in run([BRANCHING], train_once=train_once, label_turns="all")[0]:
+        again = Conversation.model_validate(record).to_json()
+        assert json.dumps(again) == json.dumps(record)  # the order of the keys too
 
 
 def test_labels_stand_in_the_order_of_the_schema(run: Run) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import orjson
 
+from steersman import jsonl
 from steersman.attributes import HELPSTEER
 from steersman.errors import DataError
 from steersman.randomness import derive_seed
@@ -75,7 +76,7 @@ def _pairs(inputs: Inputs, progress: Progress, config: HelpSteerConfig) -> Itera
             if isinstance(item, Group):
                 yield item
             else:
-                rows.append(derive_seed(0, item["prompt"]), [line.path, line.number, item])
+                rows.append(derive_seed(0, item["prompt"]), jsonl.dumps([line.path, line.number, item]))
         for _, group in inputs.parse(joined_rows(rows), lambda text: rank(orjson.loads(text))):
             yield group
 

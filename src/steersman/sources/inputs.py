@@ -114,12 +114,12 @@ class Inputs:
 
 
 def joined_rows(rows: Spool) -> Iterator[Line]:
-    """Parked rows ([path, number, row], under the key of what they belong to) as one line for all of equal key.
+    """Parked rows (JSON: [path, number, row], under the key of what they belong to) as one line for all of equal key.
 
     It holds a list of the rows, and stands where the first of them stood.
     """
     for items in rows.groups():
-        parked = [rows[item] for item in items]
+        parked = [orjson.loads(rows[item]) for item in items]
         path, number, _ = parked[0]
         yield Line(path, number, orjson.dumps([row for _, _, row in parked]))
 

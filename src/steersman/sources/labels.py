@@ -1,7 +1,7 @@
 """The labels of the records that are written: derived attributes are added, and what occurs is counted."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +27,7 @@ class Labels:
 
     def derive(self, turn: dict[str, Any]) -> None:
         """Append the derived attributes to the label of an assistant turn that has one."""
-        if self.thresholds and turn["from"] == ASSISTANT and turn["label"]:
+        if turn["from"] == ASSISTANT and turn["label"]:
             label, text = turn["label"], turn["value"]
             derived = {name: length_quantile(text, cuts) for name, cuts in self.thresholds.items()}
             turn["label"] = self.schema.encode({**self.parse(label), **derived}, self.schema.language_of(label))
@@ -40,20 +40,34 @@ class Tally:
         self._labels = labels
         self._num_groups = self._num_records = self._num_turns = self._num_labelled = 0
         self._last_key: int | None = None
+        self._waiting: Counter[str] = Counter()
         self._values: Counter[tuple[str, int]] = Counter()
         self._has_language = False
 
-    def add(self, key: int, own_turns: Iterable[dict[str, Any]]) -> None:
-        """Count a record of the group `key` (those of a group come one after the other) by the turns it adds to it."""
-        self._num_groups += key != self._last_key
-        self._last_key = key
-        self._num_records += 1
-        for turn in own_turns:
-            self._num_turns += 1
-            if turn["label"]:
-                self._num_labelled += 1
-                self._values.update(self._labels.parse(turn["label"]).items())
-                self._has_language |= self._labels.schema.language_of(turn["label"]) is not None
+    def add(self, key: int, own_labels: Sequence[Sequence[str | None]]) -> None:
+        """Count records of the group `key` (those of a group come one after the other) by the turns they add to it.
+
+        `own_labels` are these turns' labels, of each record.
+        """
+        if own_labels:
+            self._num_groups += key != self._last_key
+            self._last_key = key
+        self._num_records += len(own_labels)
+        for labels in own_labels:
+            self._num_turns += len(labels)
+            present = [label for label in labels if label]
+            self._num_labelled += len(present)
+            self._waiting.update(present)
+        if len(self._waiting) > NUM_CACHED_LABELS:
+            self._count_values()
+
+    def _count_values(self) -> None:
+        """Count the values in the labels of which only the number is known so far: equal ones are parsed once."""
+        for label, count in self._waiting.items():
+            for name_and_value in self._labels.parse(label).items():
+                self._values[name_and_value] += count
+            self._has_language |= self._labels.schema.language_of(label) is not None
+        self._waiting.clear()
 
     @property
     def counts(self) -> SplitCounts:
@@ -67,6 +81,7 @@ class Tally:
     @property
     def schema(self) -> AttributeSchema | None:
         """What occurs in labels, in the order of the full schema; None when nothing does."""
+        self._count_values()
         seen = self._labels.schema.restrict({name for name, _ in self._values})
         return seen.model_copy(update={"language": self._has_language}) if seen.attributes else None
 

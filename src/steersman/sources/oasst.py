@@ -6,23 +6,27 @@ which are put back into trees. Goes out, per tree: every root-to-leaf path with 
 conversation, or every pair of ranked answers to one message as a `PreferencePair`.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from pydantic import field_validator, model_validator
 
+from steersman import jsonl
 from steersman.attributes import OASST, AttributeSchema, fraction_to_value
 from steersman.errors import DataError, LabelError
 from steersman.randomness import derive_seed
-from steersman.records import ASSISTANT, USER, Conversation, ConversationType, Message, PreferencePair
+from steersman.records import ASSISTANT, USER, ConversationType, PreferencePair, masked_roles
 from steersman.sources.chat_text import OPENAI_ROLES
 from steersman.sources.deep_json import parse_object
 from steersman.sources.inputs import Inputs, joined_rows
+from steersman.sources.labels import NUM_CACHED_LABELS
 from steersman.sources.prepare import Bar, Branch, ConversationConfig, Group, Progress, no_bar, prepare
 from steersman.sources.spool import Spool
 from steersman.sources.summary import DataSummary
@@ -74,8 +78,13 @@ def prepare_oasst(config: OasstConfig, bar: Bar = no_bar) -> DataSummary:
     """Prepare OpenAssistant trees or message rows. See `prepare.prepare` for what is written and raised."""
     schema = config.label_schema
 
+    @lru_cache(NUM_CACHED_LABELS)
+    def label_of(values: Values, language: str | None) -> str | None:
+        kept = {name: value for name, value in values if name in schema}
+        return schema.encode(kept, language) if kept else None
+
     def group(tree: Tree) -> Group:
-        return Group(tree.id, preferences(tree) if config.preferences else conversations(tree, config, schema))
+        return Group(tree.id, preferences(tree) if config.preferences else conversations(tree, config, label_of))
 
     def parse_line(text: bytes) -> Group | dict[str, Any]:
         value = parse_object(text)
@@ -90,15 +99,19 @@ def prepare_oasst(config: OasstConfig, bar: Bar = no_bar) -> DataSummary:
                 if isinstance(item, Group):
                     yield item
                 else:
-                    rows.append(derive_seed(0, item["message_tree_id"]), [line.path, line.number, item])
+                    rows.append(derive_seed(0, item["message_tree_id"]), jsonl.dumps([line.path, line.number, item]))
             for _, item in inputs.parse(joined_rows(rows), parse_rows):
                 yield item
 
     return prepare(config, read, schema, bar, by_key=False)  # NeMo's split goes by line, even where a tree comes twice
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+Values = tuple[tuple[str, int], ...]
+LabelOf = Callable[[Values, str | None], str | None]
+"""The label string of a message's values and language, if it has one."""
+
+
+class Node(NamedTuple):
     """A message of a tree.
 
     Attributes:
@@ -106,7 +119,7 @@ class Node:
         parent: index of the message it answers; -1 for the first.
         role: "User" or "Assistant".
         text: what it says.
-        values: attribute -> value on the 0-4 scale, those that people judged.
+        values: (attribute, value on the 0-4 scale) of those that people judged.
         language: code of the language, without the country.
         rank: place among its siblings, 0 being best, if people ranked them.
     """
@@ -115,7 +128,7 @@ class Node:
     parent: int
     role: str
     text: str
-    values: dict[str, int]
+    values: Values
     language: str | None
     rank: int | None
 
@@ -204,30 +217,30 @@ def join_rows(rows: list[dict[str, Any]]) -> Tree:
 def _parse_message(message: Any, parent: int, position: str) -> Node:
     if not isinstance(message, dict):
         raise DataError(f"message {position}: expected an object, found {type(message).__name__}")
-    name = message.get("message_id") or position
-    role, text, language, rank = (message.get(key) for key in ("role", "text", "lang", "rank"))
+    get = message.get
+    name, role, text, language, rank = get("message_id") or position, get("role"), get("text"), get("lang"), get("rank")
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"message {name}: unknown role {role!r}; expected prompter or assistant")
     if not isinstance(text, str):
         raise DataError(f'message {name}: "text" must be a string, not {type(text).__name__}')
-    if not isinstance(language, str | None):
+    if language is not None and not isinstance(language, str):
         raise DataError(f'message {name}: "lang" must be a string, not {type(language).__name__}')
-    if isinstance(rank, bool) or not isinstance(rank, int | None):
+    if rank is not None and type(rank) is not int:
         raise DataError(f'message {name}: "rank" must be a whole number, not {rank!r}')
     try:
-        values = _values(message.get("labels"))
+        values = _values(get("labels"))
     except (DataError, LabelError) as error:
         raise DataError(f"message {name}: labels: {error}") from None
     return Node(str(name), parent, ROLES[role], text, values, language and language.split("-")[0], rank)
 
 
-def _values(labels: Any) -> dict[str, int]:
-    """Attribute -> value; judgements that are no attributes (spam, pii ...) are left out.
+def _values(labels: Any) -> Values:
+    """(attribute, value) of each judgement; those of no attribute (spam, pii ...) are left out.
 
     `labels` is `{name: {"value": x, ...}}`, or, in flat rows, `{"name": [...], "value": [...]}`.
     """
     if labels is None:
-        return {}
+        return ()
     if not isinstance(labels, dict):
         raise DataError(f"expected an object, found {type(labels).__name__}")
     if isinstance(names := labels.get("name"), list):
@@ -235,65 +248,65 @@ def _values(labels: Any) -> dict[str, int]:
         if not isinstance(fractions, list) or len(names) != len(fractions):
             raise DataError('"name" and "value" must be lists of equal length')
         labels = {str(name): {"value": fraction} for name, fraction in zip(names, fractions, strict=True)}
-    values = {}
+    values = []
     for name, entry in labels.items():
-        if name in NAMES and entry is not None:
-            fraction: Any = entry.get("value") if isinstance(entry, dict) else entry
-            if type(fraction) not in (float, int):
+        if entry is not None and name in NAMES:
+            fraction = entry.get("value") if isinstance(entry, dict) else entry
+            if type(fraction) is not float and type(fraction) is not int:
                 raise DataError(f"{name} must be a number, not {fraction!r}")
-            values[name] = fraction_to_value(fraction)
-    return values
+            values.append((name, fraction_to_value(fraction)))
+    return tuple(values)
 
 
-def conversations(tree: Tree, config: OasstConfig, schema: AttributeSchema) -> list[Branch]:
+def conversations(tree: Tree, config: OasstConfig, label_of: LabelOf) -> list[Branch]:
     """Every path of at least two messages, depth first, as a conversation that carries `tree_id`."""
-    messages = [_message(node, config, schema) for node in tree.nodes]
+    masked = masked_roles(config.mask_role)
+    all_turns: list[dict[str, Any]] = [
+        {
+            "from": node.role,
+            "value": node.text,
+            "label": label_of(node.values, node.language if config.lang else None)
+            if node.role == ASSISTANT or config.label_turns == "all"
+            else None,
+        }
+        for node in tree.nodes
+    ]
     branches: list[Branch] = []
     last = -1  # leaf of the path kept last; nodes stand depth first, so a path's nodes up to it are in that path too
     for path in tree.paths():
         if len(path) < 2:
             continue
-        num_shared = sum(index <= last for index in path)
-        turns = [messages[index] for index in path]
+        num_shared = bisect_right(path, last)
+        turns = [all_turns[index] for index in path]
         if config.train_once:
             turns = [
-                turn.model_copy(update={"train": False}) if place < num_shared or _is_unlabelled(turn, config) else turn
+                {**turn, "train": False} if place < num_shared or _is_unlabelled(turn, config) else turn
                 for place, turn in enumerate(turns)
             ]
-        conversation = Conversation.model_validate(
-            {
-                "system": config.system,
-                "mask": config.mask_role,
-                "type": config.type,
-                "conversations": turns,
-                "tree_id": tree.id,
-            }
-        )
-        if config.train_once and not any(_is_trained(conversation, index) for index in range(num_shared, len(path))):
-            continue
-        branches.append(Branch(conversation.to_json(), num_shared))
+            own = enumerate(turns[num_shared:], num_shared)
+            if not any(_is_trained(turn, place, config, masked) for place, turn in own):
+                continue
+        record = {
+            "system": config.system,
+            "mask": config.mask_role,
+            "type": config.type,
+            "conversations": turns,
+            "tree_id": tree.id,
+        }
+        branches.append(Branch(record, num_shared))
         last = path[-1]
     return branches
 
 
-def _message(node: Node, config: OasstConfig, schema: AttributeSchema) -> Message:
-    label = None
-    values = {name: value for name, value in node.values.items() if name in schema}
-    if values and (node.role == ASSISTANT or config.label_turns == "all"):
-        label = schema.encode(values, node.language if config.lang else None)
-    return Message(role=node.role, value=node.text, label=label)
-
-
-def _is_unlabelled(turn: Message, config: OasstConfig) -> bool:
+def _is_unlabelled(turn: dict[str, Any], config: OasstConfig) -> bool:
     """Whether a turn has nothing to teach a predictor; without a label, its text would be trained."""
-    return config.type == "TEXT_TO_VALUE" and turn.label is None and turn.role == ASSISTANT
+    return config.type == "TEXT_TO_VALUE" and turn["label"] is None and turn["from"] == ASSISTANT
 
 
-def _is_trained(conversation: Conversation, index: int) -> bool:
+def _is_trained(turn: dict[str, Any], place: int, config: OasstConfig, masked: frozenset[str]) -> bool:
     """Whether something of a turn is trained: it may be, its role is not masked, and it is no opening turn to obey."""
-    turn = conversation.conversations[index]
-    opens = index == 0 and conversation.type != "TEXT_TO_VALUE"
-    return turn.train and not opens and not conversation.is_masked(turn)
+    opens = place == 0 and config.type != "TEXT_TO_VALUE"
+    return turn.get("train", True) and not opens and turn["from"] not in masked
 
 
 def preferences(tree: Tree) -> list[Branch]:

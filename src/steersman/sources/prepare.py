@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import orjson
 from pydantic import Field, field_validator, model_validator
 
 from steersman import jsonl
@@ -135,6 +135,22 @@ class Branch:
 
     record: dict[str, Any]
     num_shared: int = 0
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """The turns of a conversation; none, of a preference pair."""
+        turns: list[dict[str, Any]] = self.record.get("conversations", [])
+        return turns
+
+    @property
+    def own_turns(self) -> list[dict[str, Any]]:
+        """The turns that no earlier branch of its group holds."""
+        return self.turns[self.num_shared :]
+
+    @property
+    def own_labels(self) -> list[str | None]:
+        """The labels of those."""
+        return [turn["label"] for turn in self.own_turns]
 
 
 class Group(NamedTuple):
@@ -305,7 +321,8 @@ class _Parked:
                 if group.dropped:
                     self.dropped[group.dropped] += 1
                     continue
-                self._spool.append(derive_seed(config.seed, "group", group.key), group.branches)
+                key = derive_seed(config.seed, "group", group.key)
+                self._spool.append(key, _ParkedGroup.of(group.branches).dumps())
                 parts.append(group.part)
                 self._validates.append(validates or group.split == "val")
                 self._is_split |= group.split is not None
@@ -338,9 +355,33 @@ def _counted(dropped: Mapping[str, int]) -> str:
     return "".join(f"; dropped {count:,}: {reason}" for reason, count in dropped.items())
 
 
-def _own_turns(branch: Branch) -> Iterator[dict[str, Any]]:
-    """The turns of a conversation that no earlier branch of its group holds."""
-    return islice(branch.record.get("conversations", ()), branch.num_shared, None)
+class _ParkedGroup(NamedTuple):
+    """A group as it lies on the disk: what is only written and counted is not parsed again.
+
+    Attributes:
+        records: a line of JSON each.
+        own_labels: of each record's own turns.
+    """
+
+    records: bytes
+    own_labels: list[list[str | None]]
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch]) -> "_ParkedGroup":
+        return cls(b"".join([jsonl.dumps(branch.record) for branch in branches]), [b.own_labels for b in branches])
+
+    @classmethod
+    def loads(cls, item: bytes) -> "_ParkedGroup":
+        own_labels, _, records = item.partition(b"\n")
+        return cls(records, orjson.loads(own_labels))
+
+    def dumps(self) -> bytes:
+        return jsonl.dumps(self.own_labels) + self.records
+
+    def branches(self) -> Iterator[Branch]:
+        for line, own_labels in zip(self.records.splitlines(), self.own_labels, strict=True):
+            branch = Branch(orjson.loads(line))
+            yield Branch(branch.record, len(branch.turns) - len(own_labels))
 
 
 def _lengths(spool: Spool, items: Items) -> Counter[int]:
@@ -348,15 +389,15 @@ def _lengths(spool: Spool, items: Items) -> Counter[int]:
     return Counter(
         len(turn["value"])
         for item in items
-        for branch in spool[item]
-        for turn in _own_turns(Branch(**branch))
+        for branch in _ParkedGroup.loads(spool[item]).branches()
+        for turn in branch.own_turns
         if turn["from"] == ASSISTANT and turn["label"]
     )
 
 
 @contextlib.contextmanager
-def _writer(path: Path, also: Also) -> Iterator[Callable[[dict[str, Any]], Any]]:
-    """Yields `write(record)`, which adds a record to a split's file and its lines to the files beside it."""
+def _writer(path: Path, also: Also) -> Iterator[Callable[[bytes], Any]]:
+    """Yields `write(lines)`, which adds records to a split's file and their lines to the files beside it."""
     with contextlib.ExitStack() as files:
         put = files.enter_context(jsonl.writer(path, overwrite=True))
         derived = [
@@ -364,11 +405,12 @@ def _writer(path: Path, also: Also) -> Iterator[Callable[[dict[str, Any]], Any]]
             for name, lines in also.items()
         ]
 
-        def write(record: dict[str, Any]) -> None:
-            put(record)
-            for lines, put_line in derived:
-                for line in lines(record):
-                    put_line(line)
+        def write(records: bytes) -> None:
+            put(records)
+            for record in map(orjson.loads, records.splitlines() if derived else ()):
+                for lines, put_line in derived:
+                    for line in lines(record):
+                        put_line(line)
 
         yield write
 
@@ -377,17 +419,26 @@ def _beside(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}_{name}.jsonl")
 
 
-def _write(put: Callable[[Any], None], spool: Spool, items: Items, labels: Labels, progress: Progress) -> Tally:
+def _write(put: Callable[[bytes], Any], spool: Spool, items: Items, labels: Labels, progress: Progress) -> Tally:
     """Write the records of the items, with their final labels; returns what they amount to."""
     tally, keys = Tally(labels), spool.keys
     for item in items:
-        for branch in (Branch(**parked) for parked in spool[item]):
-            for turn in branch.record.get("conversations", ()):
-                labels.derive(turn)
-            put(branch.record)
-            tally.add(int(keys[item]), _own_turns(branch))
+        group = _ParkedGroup.loads(spool[item])
+        if labels.thresholds:
+            group = _derived(group, labels)
+        put(group.records)
+        tally.add(int(keys[item]), group.own_labels)
         progress(1)
     return tally
+
+
+def _derived(group: _ParkedGroup, labels: Labels) -> _ParkedGroup:
+    """A group with the derived attributes in its labels."""
+    branches = list(group.branches())
+    for branch in branches:
+        for turn in branch.turns:
+            labels.derive(turn)
+    return _ParkedGroup.of(branches)
 
 
 class _Outputs:

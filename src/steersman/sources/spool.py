@@ -1,16 +1,15 @@
 """Items parked on disk so that data larger than memory can be shuffled and regrouped: memory holds 16 bytes an item."""
 
+import operator
 import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
-import orjson
 
-from steersman import jsonl
 from steersman.errors import named_errors
 
 Items = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -18,7 +17,7 @@ Items = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class Spool:
-    """JSON items in a temporary file without a name (a killed run leaves nothing behind), each under a key.
+    """Items of bytes in a temporary file without a name (a killed run leaves nothing behind), each under a key.
 
     All are appended before the first is read.
 
@@ -32,30 +31,29 @@ class Spool:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed on exit)
         self._folder = folder
         self._keys = array("q")
-        self._starts = array("q")
-        self._end = 0
+        self._bounds = array("q", [0])
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._keys)
 
-    def append(self, key: int, item: Any) -> None:
+    def append(self, key: int, item: bytes) -> None:
         """Park an item under a key (63 bits, such as `randomness.derive_seed` gives)."""
-        line = jsonl.dumps(item)
         with named_errors(self._folder):
-            self._file.write(line)
+            self._file.write(item)
         self._keys.append(key)
-        self._starts.append(self._end)
-        self._end += len(line)
+        self._bounds.append(self._bounds[-1] + len(item))
 
     @property
     def keys(self) -> Items:
         """The key of every item."""
         return np.array(self._keys, dtype=np.int64)
 
-    def __getitem__(self, index: SupportsIndex) -> Any:
+    def __getitem__(self, index: SupportsIndex) -> bytes:
+        number = operator.index(index)
+        start, end = self._bounds[number], self._bounds[number + 1]
         with named_errors(self._folder):  # the first seek writes what is still buffered
-            self._file.seek(self._starts[index])
-            return orjson.loads(self._file.readline())
+            self._file.seek(start)
+            return self._file.read(end - start)
 
     def groups(self) -> "Groups":
         """The items grouped by key."""
