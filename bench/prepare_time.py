@@ -4,7 +4,8 @@
 
 For `prepare` that is parsing every tree and dumping every output record with Python's own json module, and nothing in
 between; the number of records must be the number of paths that a walk over the parsed trees finds. Peak memory is held
-against 400 MB. For `clean` it is tokenising the rendered texts with the model's tokenizer, in batches.
+against 400 MB. For `clean` it is tokenising the rendered texts with the model's tokenizer, in batches, though it
+tokenises only those of which their length leaves open whether something is trained.
 """
 
 import gzip
@@ -60,7 +61,7 @@ def num_paths(message: dict[str, Any], depth: int = 1) -> int:
 
 
 def clean(records: str, output: str, model: str) -> Numbers:
-    """The whole of `steersman clean` but the loading of Python's modules."""
+    """The whole of `steersman clean`, the loading of its modules and its tokenizer included."""
     from steersman.cli.clean import command
 
     start = time.perf_counter()

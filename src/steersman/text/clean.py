@@ -10,7 +10,7 @@ from steersman.text.template import Rendered
 from steersman.text.tokenize import Encoder
 
 UNIT = 1_000
-"""Records that are tokenised at once."""
+"""Records that are looked at together."""
 
 
 def clean(
@@ -44,16 +44,22 @@ def clean_rendered(
 
 
 def _reasons_to_drop(unit: Sequence[tuple[Conversation, Rendered]], encoder: Encoder, seq_len: int) -> list[str | None]:
-    """Why each record is dropped, or None."""
-    tokenized = encoder.encode_rendered([rendered for _, rendered in unit], seq_len)
-    reasons: list[str | None] = []
-    for (conversation, rendered), sequence in zip(unit, tokenized, strict=True):
-        if not any(conversation.is_masked(message) for message in conversation.conversations):
-            reasons.append("the masked role never speaks")
-        elif sequence.num_trained:
-            reasons.append(None)
-        elif rendered.trained:
-            reasons.append(f"nothing left to train within {seq_len} tokens")
-        else:
-            reasons.append("nothing to train")
+    """Why each record is dropped, or None. Those of which the text's length says enough are not tokenised."""
+    reasons = [_reason_without_tokens(conversation, rendered) for conversation, rendered in unit]
+    undecided = [
+        index
+        for index, (_, rendered) in enumerate(unit)
+        if reasons[index] is None and not encoder.surely_trains(rendered, seq_len)
+    ]
+    tokenized = encoder.encode_rendered([unit[index][1] for index in undecided], seq_len)
+    for index, sequence in zip(undecided, tokenized, strict=True):
+        if not sequence.num_trained:
+            reasons[index] = f"nothing left to train within {seq_len} tokens"
     return reasons
+
+
+def _reason_without_tokens(conversation: Conversation, rendered: Rendered) -> str | None:
+    """Why a record is dropped whatever its tokens are, or None."""
+    if not any(conversation.is_masked(message) for message in conversation.conversations):
+        return "the masked role never speaks"
+    return None if rendered.trained else "nothing to train"

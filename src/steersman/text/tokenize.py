@@ -19,6 +19,7 @@ from steersman.attributes import AttributeSchema
 from steersman.card import ModelCard, TemplateSpec
 from steersman.errors import ConfigError, TokenizerError
 from steersman.records import Conversation, Prompt, Span
+from steersman.text.bounds import longest_token, surely_trains
 from steersman.text.sentencepiece import convert_sentencepiece
 from steersman.text.template import Rendered, Template, overlaps
 
@@ -218,6 +219,11 @@ class Encoder:
             tokenized.append(Tokenized(encoded.ids[:end], loss_mask(encoded, item.trained)[:end]))
         return tokenized
 
+    def surely_trains(self, rendered: Rendered, seq_len: int) -> bool:
+        """Whether the text's length alone tells that `encode_rendered` leaves a trained token; False: perhaps."""
+        longest, num_tokens = self._longest_token, seq_len + 1 - self.spec.bos
+        return longest is not None and not rendered.literal and surely_trains(rendered, num_tokens, longest)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text with its control strings; a leading BOS is left out."""
         ids = list(ids[1:] if ids and ids[0] == self.bos_id else ids)
@@ -264,6 +270,10 @@ class Encoder:
                 return self._as_words(text[:cut], position) + self._as_words(text[cut:], position + cut)
         offsets = ((position + start, position + end) for start, end in encoding.offsets)
         return list(zip(encoding.ids, offsets, strict=True))
+
+    @cached_property
+    def _longest_token(self) -> int | None:
+        return longest_token(self._backend)
 
     @cached_property
     def _first_words(self) -> Tokenizer:
