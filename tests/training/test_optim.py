@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from steersman.training.optim import AdamW, OptimConfig, learning_rate, round_stochastic
+from steersman.training.optim import AdamW, OptimConfig, join_master, learning_rate, round_stochastic, split_master
 
 
 def make(weight, dtype=torch.float32, rounding="master", **config):
@@ -58,9 +58,37 @@ def test_master_weights_take_steps_that_bf16_would_round_away():
     for _ in range(10):
         parameter.grad = torch.ones(4, 4)
         optimizer.step(lr=1e-3, scale=1.0)  # half the distance between bf16 numbers just below 1 is 2e-3
-    torch.testing.assert_close(optimizer.state()["w.weight"], torch.full((4, 4), 0.99), rtol=0, atol=1e-5)
+    state = optimizer.state()
+    master = join_master(state["w.weight"], state["w.lower"])
+    torch.testing.assert_close(master, torch.full((4, 4), 0.99), rtol=0, atol=1e-5)
     assert parameter.dtype == torch.bfloat16
-    assert torch.equal(parameter, optimizer.state()["w.weight"].bfloat16())
+    assert torch.equal(parameter, master.bfloat16())
+
+
+def test_gradients_are_as_wide_as_their_sums_need():
+    for sums, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        parameter = nn.Parameter(torch.ones(1, 2, dtype=torch.bfloat16))
+        optimizer = AdamW({"w": parameter}, OptimConfig(lr=1.0), rounding="master", seed=0, sums=sums)
+        for _ in range(2):
+            (parameter * torch.tensor([1.0, 2**-9], dtype=torch.bfloat16)).sum().backward()
+        assert parameter.grad.dtype == dtype
+        assert parameter.grad.tolist() == [[2.0, 2**-8]]
+        parameter.grad += 2**-9  # lost beside 2 in bf16
+        assert (parameter.grad[0, 0] == 2) == (not sums)
+        optimizer.step(lr=0.0, scale=1.0)
+
+
+def test_halves_of_master_weights_by_hand():
+    # 1 is 0x3F800000; one bf16 distance above it is 2^-7, whose half is 2^-8. At that tie it goes away from zero.
+    values = torch.tensor([1.0, 1 + 2**-9, 1 + 2**-8, -1 - 2**-8, 1 + 2**-7 - 2**-23, 0.0, -0.0])
+    upper, lower = split_master(values)
+    assert upper.tolist() == [1.0, 1.0, 1 + 2**-7, -1 - 2**-7, 1 + 2**-7, 0.0, -0.0]
+    assert lower.tolist() == [0, 2**14, -(2**15), -(2**15), -1, 0, 0]
+    assert torch.equal(join_master(upper, lower).view(torch.int32), values.view(torch.int32))
+    many = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 10_000)
+    upper, lower = split_master(many)
+    assert torch.equal(upper, many.bfloat16())  # no ties here
+    assert torch.equal(join_master(upper, lower), many)
 
 
 def test_stochastic_rounding_takes_them_on_average():

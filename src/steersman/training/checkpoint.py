@@ -1,8 +1,7 @@
 """Checkpoints for exact resume: `step-00000100/` folders that appear whole or not at all.
 
-A checkpoint is the optimiser's state (weights, master copies, moments) as safetensors and the step number. Nothing else
-is needed: the order of the data and every random number are functions of (seed, step). bf16 weights with a master copy
-are not stored, being that copy rounded; frozen weights stay where they came from.
+A checkpoint is the optimiser's state (weights and moments) as safetensors and the step number. Nothing else is needed:
+the order of the data and every random number are functions of (seed, step). Frozen weights stay where they came from.
 """
 
 import os

@@ -6,8 +6,9 @@
 fp32 weights are updated as they are. bf16 weights have 8 significant bits, so that a step of usual size would be
 rounded away; two remedies are offered:
 
-- "master": the optimiser keeps an fp32 copy that takes the steps; the weights are that copy, rounded. Gradients are
-  summed over micro-batches in fp32. 18 bytes a parameter.
+- "master": the optimiser takes its steps in fp32. A bf16 weight is the rounded upper half of an fp32 one, so it keeps
+  only what the rounding took, in 16 bits more, and no second copy. Gradients that are summed, over micro-batches or
+  processes, are summed in fp32; one that comes whole stays as it comes. 14 bytes a parameter, or 16.
 - "stochastic": weights and moments stay in bf16; a step is computed in fp32 and rounded up or down with probabilities
   that make the mean exact. 8 bytes a parameter.
 
@@ -88,6 +89,28 @@ def round_stochastic(values: Tensor, noise: Tensor) -> Tensor:
     return ((values.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
+def split_master(values: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 values as bf16, rounded to nearest (away from zero at a tie), and what that took from their bits (i16)."""
+    bits = values.view(torch.int32)
+    upper = (bits + 2**15) >> 16
+    return upper.to(torch.int16).view(torch.bfloat16), (bits - (upper << 16)).to(torch.int16)
+
+
+def join_master(upper: Tensor, lower: Tensor) -> Tensor:
+    """The fp32 values of which `split_master` made these, bit by bit."""
+    return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What to compute in: fp32, or what is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of its elements, a block each."""
+    return torch.split(tensor.view(-1), CPU_BLOCK if tensor.device.type == "cpu" else GPU_BLOCK)
+
+
 def _noise(num: int, generator: torch.Generator) -> Tensor:
     """i32[num], uniform on [0, 2^16): four from each 64-bit draw."""
     draws = torch.empty((num + 3) // 4, dtype=torch.int64, device=generator.device)
@@ -97,16 +120,22 @@ def _noise(num: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class _Slot:
-    """One parameter and its state. `weight` takes the steps: the master copy, or the parameter itself."""
+    """One parameter and its state; `lower` is what an fp32 weight has beyond it, under "master"."""
 
     parameter: nn.Parameter
-    weight: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    lower: Tensor | None
 
     @property
     def decays(self) -> bool:
         return self.parameter.ndim >= 2
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a step changes."""
+        state = {"weight": self.parameter.detach(), "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return state if self.lower is None else {**state, "lower": self.lower}
 
 
 class AdamW:
@@ -114,24 +143,32 @@ class AdamW:
 
     Args:
         parameters: by name, fp32 or bf16. Each is given a gradient of zeros that stays its gradient from step to step,
-            in fp32 for bf16 parameters under "master".
+            in fp32 for bf16 parameters under "master" if `sums`.
         config: hyper-parameters.
         rounding: what happens to bf16 parameters.
         seed: of the stochastic rounding.
+        sums: whether a step's gradient is a sum over micro-batches or processes.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, *, rounding: Rounding, seed: int
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimConfig,
+        *,
+        rounding: Rounding,
+        seed: int,
+        sums: bool = True,
     ) -> None:
         self.config, self.seed, self.num_steps = config, seed, 0
         self._slots: dict[str, _Slot] = {}
         for name, parameter in parameters.items():
-            weight = parameter.detach()
-            if rounding == "master" and weight.dtype != torch.float32:
-                weight = weight.float()
-                parameter.grad_dtype = torch.float32
-            parameter.grad = torch.zeros_like(weight)
-            self._slots[name] = _Slot(parameter, weight, torch.zeros_like(weight), torch.zeros_like(weight))
+            lower, dtype = None, parameter.dtype
+            if rounding == "master" and dtype == torch.bfloat16:
+                lower, dtype = torch.zeros_like(parameter, dtype=torch.int16), torch.float32
+                parameter.grad_dtype = torch.float32 if sums else torch.bfloat16
+            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+            exp_avg, exp_avg_sq = (torch.zeros_like(parameter, dtype=dtype) for _ in range(2))
+            self._slots[name] = _Slot(parameter, exp_avg, exp_avg_sq, lower)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -141,7 +178,8 @@ class AdamW:
     def gradient_norm(self) -> float:
         """L2 norm over all gradients."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        parts = (part for gradient in gradients for part in _blocks(gradient))  # which may be widened
+        norms = [torch.linalg.vector_norm(part, dtype=_wide(part)) for part in parts]
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
@@ -156,13 +194,13 @@ class AdamW:
             self._update(slot, slot.parameter.grad, lr, scale, generators[slot.parameter.device])
 
     def _update(self, slot: _Slot, gradient: Tensor, lr: float, scale: float, generator: torch.Generator) -> None:
-        size = CPU_BLOCK if gradient.device.type == "cpu" else GPU_BLOCK
-        whole = (slot.parameter.detach(), gradient, slot.weight, slot.exp_avg, slot.exp_avg_sq)
-        for parameter, grad, *stored in zip(*(torch.split(tensor.view(-1), size) for tensor in whole), strict=True):
-            weight, exp_avg, exp_avg_sq = (tensor.float() for tensor in stored)
+        for grad, *stored in zip(_blocks(gradient), *map(_blocks, slot.tensors.values()), strict=True):
+            parameter, *moments = stored[:3]
+            weight = parameter.to(_wide(parameter)) if slot.lower is None else join_master(parameter, stored[3])
+            exp_avg, exp_avg_sq = (moment.to(_wide(moment)) for moment in moments)
             adamw(
                 [weight],
-                [grad.float() * scale],
+                [grad.to(weight.dtype) * scale],
                 [exp_avg],
                 [exp_avg_sq],
                 max_exp_avg_sqs=[],
@@ -177,12 +215,13 @@ class AdamW:
                 maximize=False,
             )
             grad.zero_()
-            if stored[0].dtype == torch.bfloat16:
+            if slot.lower is not None:
+                for tensor, half in zip((parameter, stored[3]), split_master(weight), strict=True):
+                    tensor.copy_(half)
+            elif parameter.dtype == torch.bfloat16:
                 noise = _noise(len(weight), generator)
                 for tensor, wide in zip(stored, (weight, exp_avg, exp_avg_sq), strict=True):
                     tensor.copy_(round_stochastic(wide, noise))
-            elif parameter.dtype == torch.bfloat16:
-                parameter.copy_(weight)
 
     @torch.no_grad()
     def discard_gradients(self) -> None:
@@ -193,11 +232,7 @@ class AdamW:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs, weights included, as views."""
-        return {
-            f"{name}.{part}": getattr(slot, part)
-            for name, slot in self._slots.items()
-            for part in ("weight", "exp_avg", "exp_avg_sq")
-        }
+        return {f"{name}.{part}": t for name, slot in self._slots.items() for part, t in slot.tensors.items()}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], num_steps: int) -> None:
@@ -205,5 +240,3 @@ class AdamW:
         self.num_steps = num_steps
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
-        for slot in self._slots.values():
-            slot.parameter.copy_(slot.weight)

@@ -37,6 +37,7 @@ from steersman.batches.packing import PackedBatch, pack_padded
 from steersman.config import Config
 from steersman.errors import NonFiniteError
 from steersman.models.adapters import frozen
+from steersman.objectives.logprobs import TokenScores
 from steersman.objectives.ppo import (
     KLEstimator,
     Moments,
@@ -434,9 +435,12 @@ def update(
     sums: Counter[str] = Counter()
     job.actor.train()
     for places, batch in pack_padded(tokens_BS, mask_BT, config.micro_tokens):
-        logprobs_M, entropy_M = _read(job.actor, batch, config)
-        old_M, advantages_M = (x_BT[places].to(logprobs_M.device) for x_BT in (old_BT, advantages_BT))
-        loss = policy_loss(logprobs_M, old_M, advantages_M, entropy_M, clip=config.clip, entropy=config.entropy)
+        said = _read(job.actor, batch, config, entropies=True)
+        assert said.entropies_M is not None
+        old_M, advantages_M = (x_BT[places].to(said.logprobs_M.device) for x_BT in (old_BT, advantages_BT))
+        loss = policy_loss(
+            said.logprobs_M, old_M, advantages_M, said.entropies_M, clip=config.clip, entropy=config.entropy
+        )
         loss.sum.backward()  # type: ignore[no-untyped-call]
         sums.update({"loss": float(loss.sum.detach()), **{name: float(x) for name, x in loss.metrics.items()}})
     job.actor.eval()
@@ -483,13 +487,16 @@ def logprobs(model: PreTrainedModel | PeftModel, tokens_BS: Tensor, mask_BT: Ten
     """The log-probability of each action, at the sampling temperature: f32[B, T], 0 off the mask."""
     logprobs_BT = torch.zeros(mask_BT.shape)
     for places, batch in pack_padded(tokens_BS, mask_BT, config.micro_tokens):
-        logprobs_BT[places] = _read(model, batch, config)[0].float().cpu()
+        logprobs_BT[places] = _read(model, batch, config).logprobs_M.float().cpu()
     return logprobs_BT
 
 
-def _read(model: PreTrainedModel | PeftModel, batch: PackedBatch, config: PPOConfig) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies at a micro-batch's actions, [M] each."""
-    return predictions(model, batch.to(next(model.parameters()).device), config.rollout.temperature)
+def _read(
+    model: PreTrainedModel | PeftModel, batch: PackedBatch, config: PPOConfig, entropies: bool = False
+) -> TokenScores:
+    """What a model says of a micro-batch's actions."""
+    here = batch.to(next(model.parameters()).device)
+    return predictions(model, here, entropies=entropies, temperature=config.rollout.temperature)
 
 
 def raise_failure(futures: Sequence[Future[Any]]) -> None:

@@ -79,7 +79,7 @@ def sequence_logprobs(
     for row in first_fit(sequences.lengths.tolist(), micro_tokens)[mesh.rank :: mesh.size]:
         batch = join([sequences[family] for family in row]).to(mesh.device)
         places_B = np.concatenate([np.arange(*sequences.families[family : family + 2]) for family in row])
-        logprobs_B = sequence_sums(predictions(model, batch)[0], batch.sizes)
+        logprobs_B = sequence_sums(predictions(model, batch).logprobs_M, batch.sizes)
         logprobs_N[places_B] = logprobs_B.numpy(force=True)
         progress(len(places_B))
     return np.array(sum_numbers(logprobs_N.tolist(), mesh), np.float32)

@@ -20,12 +20,10 @@ from steersman.models.load import head_weight, hidden_states, logit_softcap, pla
 from steersman.objectives import Loss
 from steersman.objectives.contrast import label_contrast
 from steersman.objectives.dpo import direct_preference
-from steersman.objectives.logprobs import token_logprobs
+from steersman.objectives.logprobs import TokenScores, token_scores
 from steersman.objectives.reward import bradley_terry, squared_error
-from steersman.objectives.sft import fused_linear_cross_entropy
+from steersman.objectives.sft import cross_entropy
 from steersman.objectives.values import value_cross_entropy
-
-LOGITS_AT_ONCE = 2**27  # 256 MB in bf16: 512 rows of a vocabulary of 262,144
 
 
 class Task(Protocol):
@@ -41,15 +39,15 @@ def _hidden_states(model: PreTrainedModel | PeftModel, batch: PackedBatch) -> Te
 
 
 def predictions(
-    model: PreTrainedModel | PeftModel, batch: PackedBatch, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The log-probabilities of the trained tokens and the entropies in their places, [M] each."""
+    model: PreTrainedModel | PeftModel, batch: PackedBatch, *, entropies: bool = False, temperature: float = 1.0
+) -> TokenScores:
+    """What the model says of the trained tokens."""
     hidden_MH, weight_VH = _hidden_states(model, batch), head_weight(model)
-    return token_logprobs(
+    return token_scores(
         hidden_MH,
         weight_VH,
         batch.targets_M,
-        chunk=max(1, LOGITS_AT_ONCE // weight_VH.shape[0]),
+        entropies=entropies,
         temperature=temperature,
         softcap=logit_softcap(model),
         weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
@@ -60,16 +58,7 @@ def sft(model: PreTrainedModel | PeftModel) -> Task:
     """Next-token prediction at the trained tokens: conditioned answers and generative attribute labels alike."""
 
     def task(batch: PackedBatch) -> Loss:
-        hidden_MH, weight_VH = _hidden_states(model, batch), head_weight(model)
-        chunk = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
-        return fused_linear_cross_entropy(
-            hidden_MH,
-            weight_VH,
-            batch.targets_M,
-            chunk=chunk,
-            softcap=logit_softcap(model),
-            weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
-        )
+        return cross_entropy(predictions(model, batch))
 
     return task
 
@@ -78,8 +67,7 @@ def contrast(model: PreTrainedModel | PeftModel, weight: float) -> Task:
     """Answers under another's label and under their own, in pairs; see `objectives.contrast`."""
 
     def task(batch: PackedBatch) -> Loss:
-        logprobs_M, _ = predictions(model, batch)
-        return label_contrast(logprobs_M, batch.sizes, weight)
+        return label_contrast(predictions(model, batch).logprobs_M, batch.sizes, weight)
 
     return task
 
@@ -89,7 +77,7 @@ def dpo(model: PreTrainedModel | PeftModel, beta: float) -> Task:
     log-probability under the reference (see `training.reference`)."""
 
     def task(batch: PackedBatch) -> Loss:
-        logprobs_M, _ = predictions(model, batch)
+        logprobs_M = predictions(model, batch).logprobs_M
         values_P23 = batch.values_BA.view(-1, 2, 3)
         better_P, margin_P = values_P23[:, 0, :2].unbind(1)
         return direct_preference(logprobs_M, batch.sizes, values_P23[:, :, 2], better_P, margin_P, beta)
