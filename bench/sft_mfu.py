@@ -70,7 +70,7 @@ def needed(model: str, folder: str) -> Numbers:
 
 def main() -> None:
     options = inputs.parser(__doc__)
-    options.add_argument("--steps", type=int, default=12, help="of an epoch, about (%(default)s)")
+    options.add_argument("--steps", type=int, default=6, help="of an epoch, about (%(default)s)")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = inputs.toy_model(Path(folder)) if asked.toy else asked.model

@@ -5,8 +5,9 @@
 Three kinds: fp32 master weights with bf16 compute, bf16 weights, LoRA on bf16 weights. Both sides get the same token
 ids and labels of the same conversations, at most 512 tokens each, about 2,048 tokens a step, and go through them once.
 The learning rate is next to nothing, so the weights stand still and the mean losses must be the same, whatever the
-order. TRL gets the best of padded and packed rows, four in a step at once or one after the other; its loss comes in
-chunks either way. The first step warms up.
+order. TRL gets the best of padded and packed rows, four in a step at once or one after the other, by a step of each;
+its loss comes in chunks either way. The first step warms up. We train full weights with activation checkpointing, which
+costs us time and saves memory; TRL does without, which is how it is fastest.
 
 Branches of a conversation tree stand together in the file, as `prepare` writes them, and our loop computes what they
 share once; `rate_apart` is its rate when they are scattered.
@@ -33,9 +34,10 @@ SAME = 5e-3  # most by which the mean losses may differ, relatively: bf16 has 8 
 STANDSTILL = 1e-12  # a learning rate
 
 KINDS: dict[str, dict[str, Any]] = {
-    "master": {"names": ("sft_rate", "sft_memory"), "ours": {"precision": "bfloat16"},
+    "master": {"names": ("sft_rate", "sft_memory"), "ours": {"precision": "bfloat16", "activation_checkpointing": True},
                "peer": {"dtype": "float32", "autocast": True, "rank": None}},
-    "bf16": {"names": ("sft_rate_bf16", "sft_memory_bf16"), "ours": {"precision": "bfloat16-stochastic"},
+    "bf16": {"names": ("sft_rate_bf16", "sft_memory_bf16"),
+             "ours": {"precision": "bfloat16-stochastic", "activation_checkpointing": True},
              "peer": {"dtype": "bfloat16", "autocast": False, "rank": None}},
     "lora": {"names": ("lora_rate", "lora_memory"),
              "ours": {"precision": "bfloat16", "lora": {"rank": 16, "alpha": 32}},
@@ -76,8 +78,10 @@ def ours(model: str, folder: str, file: str, settings: dict[str, Any], tokens: i
     return summary(seconds, losses, trained, tokens=[one.num_tokens for one in reports])
 
 
-def trl(model: str, folder: str, dtype: str, autocast: bool, rank: int | None, packing: bool, rows: int) -> Numbers:
-    """One epoch of SFTTrainer."""
+def trl(
+    model: str, folder: str, dtype: str, autocast: bool, rank: int | None, packing: bool, rows: int, steps: int = -1
+) -> Numbers:
+    """So many steps of SFTTrainer, or one epoch."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -113,9 +117,9 @@ def trl(model: str, folder: str, dtype: str, autocast: bool, rank: int | None, p
         model=model,
         args=SFTConfig(
             output_dir=f"{folder}/peer", max_length=SEQ_LEN, packing=packing, per_device_train_batch_size=rows,
-            gradient_accumulation_steps=ROWS // rows, num_train_epochs=1, learning_rate=STANDSTILL, bf16=autocast,
-            use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1, save_strategy="no",
-            report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": dtype},
+            gradient_accumulation_steps=ROWS // rows, num_train_epochs=1, max_steps=steps, learning_rate=STANDSTILL,
+            bf16=autocast, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1,
+            save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": dtype},
         ),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(records),
@@ -168,7 +172,7 @@ def check_same(runs: list[Numbers]) -> None:
 def main() -> None:
     options = inputs.parser(__doc__)
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
-    options.add_argument("--steps", type=int, default=12, help="of an epoch, about (%(default)s)")
+    options.add_argument("--steps", type=int, default=4, help="of an epoch, about (%(default)s)")
     asked = options.parse_args()
     python = peers.python("trl")
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +185,7 @@ def main() -> None:
                 name: partial(sides.run, trl, python=python, model=model, folder=folder, **setting["peer"], **way)
                 for name, way in WAYS.items()
             }
-            best, rates = sides.fastest(ways)
+            best, rates = sides.fastest({name: partial(way, steps=2) for name, way in ways.items()})
             together, theirs = sides.alternate(asked.runs, partial(us, file="train.jsonl"), ways[best])
             apart = us(file="apart.jsonl")
             check_same([*together, *theirs, apart])

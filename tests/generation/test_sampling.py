@@ -8,7 +8,7 @@ import torch
 
 from steersman.errors import NonFiniteError
 from steersman.generation import sampling as module
-from steersman.generation.sampling import MAX_GUMBEL, Draw, choose, gumbel, penalise
+from steersman.generation.sampling import MAX_GUMBEL, Draw, choose, gumbel, largest, penalise
 from steersman.randomness import derive_seed
 from steersman.seams import Sampling
 
@@ -126,3 +126,17 @@ def test_logits_that_are_no_numbers_stop_the_run(bad):
 
 def test_a_forbidden_token_never_wins():
     assert_close_to(frequencies([0.0, -math.inf, 0.0], Sampling(temperature=50.0)), [0.5, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("vocabulary", [3, 512, 1030])
+def test_largest_is_what_max_finds(vocabulary):
+    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[1] = -math.inf
+    logits[1, -1] = 0.0
+    logits[2, [vocabulary // 2, vocabulary - 1]] = 9.0  # the first of equals
+    logits[3, 0] = math.inf
+    top, place = largest(logits)
+    assert torch.equal(top, logits.amax(-1))
+    assert place.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert place[2] == vocabulary // 2
+    assert largest(torch.full((1, vocabulary), math.nan))[0].isnan().all()

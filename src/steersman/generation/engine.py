@@ -35,6 +35,7 @@ from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequ
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
+from steersman.models.packed import PackedWeight, pack
 from steersman.records import Completion
 from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest, TokenScoreRequest
 
@@ -101,6 +102,8 @@ class Engine:
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
         self._model = loaded.model.eval()
+        self._head = PackedWeight() if pack(self._model) else None
+        self._logits_space = torch.empty(0, device=loaded.device)
         self._device = loaded.device
         config = plain_model(loaded.model).config.get_text_config()
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -378,8 +381,12 @@ class Engine:
             sequence.logprobs[position, token] = logit
 
     def _logits(self, hidden_RH: Tensor) -> Tensor:
-        """Logits f32[R, V]."""
-        return self._capped((hidden_RH @ head_weight(self._model).T).float())
+        """Logits f32[R, V], which stand until the next call: fresh memory of this size costs more than they do."""
+        weight_VH = head_weight(self._model)
+        narrow_RV = self._head.linear(hidden_RH, weight_VH) if self._head else hidden_RH @ weight_VH.T
+        if self._logits_space.numel() < narrow_RV.numel():
+            self._logits_space = torch.empty(narrow_RV.numel(), device=narrow_RV.device)
+        return self._capped(self._logits_space[: narrow_RV.numel()].view_as(narrow_RV).copy_(narrow_RV))
 
     def _capped(self, logits: Tensor) -> Tensor:
         softcap = logit_softcap(self._model)
@@ -413,10 +420,11 @@ class Engine:
 
     def _guided_logits(self, jobs: Sequence[Generation]) -> Tensor:
         """The model's logits for each generation, contrasted where it is guided: f32[R, V]."""
-        logits_RV = self._logits(torch.stack([job.sequences[0].hidden_H for job in jobs]))
         guided = [row for row, job in enumerate(jobs) if len(job.sequences) > 1]
         if guided:
-            against_RV = self._logits(torch.stack([jobs[row].sequences[1].hidden_H for row in guided]))
+            against_RV = self._logits(torch.stack([jobs[row].sequences[1].hidden_H for row in guided])).clone()
+        logits_RV = self._logits(torch.stack([job.sequences[0].hidden_H for job in jobs]))
+        if guided:
             scale_R1 = torch.tensor([[jobs[row].scale] for row in guided], device=self._device)
             logits_RV[guided] = against_RV + scale_R1 * (logits_RV[guided] - against_RV)
         return logits_RV

@@ -31,6 +31,8 @@ NUCLEUS_GUESS = 512
 """Largest logits looked at for top-p; a wider nucleus sorts its row."""
 COLDEST = 1e-5
 """A lower temperature counts as this one: the likeliest token all the same, and no division that overflows."""
+BLOCK = 512
+"""Logits of a row among which the largest is sought together."""
 UNIFORM_BITS = 32
 MAX_GUMBEL = -math.log(-math.log1p(-(2.0 ** -(UNIFORM_BITS + 1))))
 """The largest noise that u, a multiple of 2^-32 plus one half of that, can give: about 22.9."""
@@ -63,13 +65,26 @@ def check_finite(numbers: Tensor) -> None:
         raise NonFiniteError("the model's logits are not finite; are its weights damaged, or its precision too low?")
 
 
+def largest(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and its first place. `max` would be several times slower: it follows places through
+    the whole row, where only the block with the largest one matters."""
+    (R, V), whole = logits_RV.shape, logits_RV.shape[1] // BLOCK * BLOCK
+    largest_RB = logits_RV[:, :whole].reshape(R, whole // BLOCK, BLOCK).amax(-1)
+    if whole < V:
+        largest_RB = torch.cat([largest_RB, logits_RV[:, whole:].amax(-1, keepdim=True)], dim=1)
+    top_R1 = largest_RB.amax(-1, keepdim=True)
+    place_RN = (largest_RB == top_R1).int().argmax(-1, keepdim=True) * BLOCK + torch.arange(BLOCK, device=top_R1.device)
+    in_block_RN = logits_RV.gather(1, place_RN.clamp_(max=V - 1))
+    return top_R1[:, 0], place_RN.gather(1, (in_block_RN == top_R1).int().argmax(-1, keepdim=True))[:, 0]
+
+
 def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     """The next token of each row: i64[R]. Logits are f32, penalties applied, forbidden tokens at -inf.
 
     Raises:
         NonFiniteError: a row holds NaN or +inf.
     """
-    top_R, token_R = logits_RV.max(dim=-1)
+    top_R, token_R = largest(logits_RV)
     check_finite(top_R)
     drawn = [row for row, draw in enumerate(draws) if not draw.sampling.greedy]
     if drawn:
@@ -84,7 +99,7 @@ def _draw(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     scaled_RV = logits_RV / temperature_R[:, None]
     threshold_R = _truncate(scaled_RV, [draw.sampling for draw in draws])
     # The likeliest token takes part in every draw, so whoever cannot beat its perturbed logit is out.
-    top_R, likeliest_R = scaled_RV.max(dim=-1)
+    top_R, likeliest_R = largest(scaled_RV)
     floor_R = (top_R + gumbel(key_R, likeliest_R) - MAX_GUMBEL).float()
     row_M, token_M = (scaled_RV >= torch.maximum(threshold_R, floor_R)[:, None]).nonzero(as_tuple=True)
     perturbed_M = scaled_RV[row_M, token_M] + gumbel(key_R[row_M], token_M)
