@@ -48,7 +48,7 @@ def test_gradients_and_fp32_go_by_the_plain_weight():
     for dtype in (torch.bfloat16, torch.float32):
         model, x = example(dtype)
         plain = copy.deepcopy(model)
-        pack(model)
+        assert pack(model) == (dtype == torch.bfloat16)
         model(x).sum().backward()
         plain(x).sum().backward()
         assert torch.equal(model[0].weight.grad, plain[0].weight.grad)

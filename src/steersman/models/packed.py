@@ -22,18 +22,17 @@ class PackedWeight:
     """The copy of one weight."""
 
     def __init__(self) -> None:
-        self._made_of: tuple[int, int] | None = None
+        self._weight: Tensor | None = None  # what it was made of, and of which of its versions
+        self._version = -1
         self._packed: Any = None
 
     def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """`x @ weight_OI.T + bias_O`; by the plain weight where gradients are wanted, or it is no bf16 on a CPU."""
-        plain = weight_OI.dtype != torch.bfloat16 or weight_OI.device.type != "cpu" or weight_OI.is_inference()
-        if plain or torch.is_grad_enabled():
+        if torch.is_grad_enabled() or weight_OI.is_inference() or not _is_bf16_on_cpu(weight_OI):
             return F.linear(x, weight_OI, bias_O)
-        made_of = (weight_OI.data_ptr(), weight_OI._version)
-        if made_of != self._made_of:
+        if weight_OI is not self._weight or weight_OI._version != self._version:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach())
-            self._made_of = made_of
+            self._weight, self._version = weight_OI, weight_OI._version
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias_O, "none", [], "")  # type: ignore[no-any-return]
 
 
@@ -51,15 +50,19 @@ class PackedLinear(nn.Linear):
 
 def pack(model: nn.Module) -> bool:
     """Let all linear layers of a model keep copies, if that pays here and there is memory for them; whether it does."""
-    linears = [module for module in model.modules() if type(module) is nn.Linear]
-    num_bytes = sum(module.weight.nbytes for module in linears if module.weight.dtype == torch.bfloat16)
     has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not has_kernels or num_bytes > MEMORY_SHARE * _free_memory():
+    linears = [module for module in model.modules() if type(module) is nn.Linear and _is_bf16_on_cpu(module.weight)]
+    num_bytes = sum(module.weight.nbytes for module in linears)
+    if not (has_kernels and linears) or num_bytes > MEMORY_SHARE * _free_memory():
         return False
     for module in linears:
         module.__class__ = PackedLinear
         module._copy = PackedWeight()  # type: ignore[assignment]
     return True
+
+
+def _is_bf16_on_cpu(weight_OI: Tensor) -> bool:
+    return weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
 
 
 def _free_memory() -> int:
