@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from steersman.errors import ModelError
 from steersman.training.optim import AdamW, OptimConfig, join_master, learning_rate, round_stochastic, split_master
 
 
@@ -133,6 +134,15 @@ def test_a_loaded_state_continues_exactly(dtype, rounding):
     resumed.load_state(saved, num_steps=3)
     run(resumed, other, range(3, 6))
     assert torch.equal(parameter, other)
+
+
+def test_a_state_of_another_kind_is_refused():
+    parameter, optimizer = make(torch.ones(2, 2), torch.bfloat16, "master")
+    _, narrow = make(torch.zeros(2, 2), torch.bfloat16, "stochastic")
+    with pytest.raises(ModelError, match=r"no w\.lower.*new folder"):
+        optimizer.load_state(narrow.state(), num_steps=1)
+    assert parameter.unique().tolist() == [1.0]
+    assert optimizer.num_steps == 0
 
 
 def test_gradient_norm_over_all_parameters():

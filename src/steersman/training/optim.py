@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from steersman.config import Config
+from steersman.errors import ModelError
 from steersman.randomness import derive_seed
 
 Rounding = Literal["master", "stochastic"]
@@ -236,7 +237,16 @@ class AdamW:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], num_steps: int) -> None:
-        """Continue from a `state` after `num_steps` steps: parameters take its weights."""
+        """Continue from a `state` after `num_steps` steps: parameters take its weights.
+
+        Raises:
+            ModelError: it is of another kind of optimiser.
+        """
+        own = self.state()
+        if missing := sorted(own.keys() - state.keys()):
+            raise ModelError(
+                f"the checkpoint has no {missing[0]}: another version of Steersman wrote it; train into a new folder"
+            )
         self.num_steps = num_steps
-        for name, tensor in self.state().items():
+        for name, tensor in own.items():
             tensor.copy_(state[name])
