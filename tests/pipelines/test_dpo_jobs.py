@@ -1,7 +1,6 @@
 """Direct preference optimisation: what a policy learns, full or LoRA, and that a cut run ends alike."""
 
 import math
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,17 +18,7 @@ from steersman.pipelines.jobs import REFERENCE, TrainConfig, run_training
 from steersman.records import PreferencePair
 from steersman.sources.chat_text import NEMO
 
-ANSWERS = ["Paris.", "Because it saw the shore.", "There are 3 apples left, and 12 pears.", "Thank you very much!"]
-QUESTIONS = ["What is the capital of France?", "Tell me a joke about the sea.", "How many apples are left?"]
-
-
-def pair(number, **change):
-    """Of two answers the one that comes first among `ANSWERS` is better."""
-    choose = random.Random(number)
-    better, worse = sorted(choose.sample(range(len(ANSWERS)), 2))
-    prompt = [{"role": "user", "content": choose.choice(QUESTIONS)}]
-    record = {"id": str(number), "prompt": prompt, "chosen": ANSWERS[better], "rejected": ANSWERS[worse], **change}
-    return PreferencePair.model_validate(record)
+from .conftest import QUESTIONS, pair
 
 
 @pytest.fixture

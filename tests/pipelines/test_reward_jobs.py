@@ -17,23 +17,13 @@ from steersman.models.convert import merge
 from steersman.models.load import load_model
 from steersman.pipelines.jobs import HELPSTEER2_GOAL, TrainConfig, run_training
 from steersman.pipelines.opened import open_predictor
-from steersman.records import Conversation, PreferencePair
+from steersman.records import Conversation
 from steersman.scoring.rewards import RewardModel
 from steersman.sources.chat_text import NEMO
 from steersman.sources.nemo import regression_lines
 from steersman.steerlm.annotate import annotate
 
-ANSWERS = ["Paris.", "Because it saw the shore.", "There are 3 apples left, and 12 pears.", "Thank you very much!"]
-QUESTIONS = ["What is the capital of France?", "Tell me a joke about the sea.", "How many apples are left?"]
-
-
-def pair(number, **change):
-    """Of two answers the one that comes first among `ANSWERS` is better."""
-    choose = random.Random(number)
-    better, worse = sorted(choose.sample(range(len(ANSWERS)), 2))
-    prompt = [{"role": "user", "content": choose.choice(QUESTIONS)}]
-    record = {"id": str(number), "prompt": prompt, "chosen": ANSWERS[better], "rejected": ANSWERS[worse], **change}
-    return PreferencePair.model_validate(record)
+from .conftest import ANSWERS, QUESTIONS, pair
 
 
 def labelled(number):
