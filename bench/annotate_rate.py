@@ -142,7 +142,7 @@ def train_predictor(model: str, folder: Path, output: Path, steps: int) -> str:
         "role": "attributes", "model": model, "output": str(output), "attributes": "oasst", "seq_len": 512,
         "template": {"control": "text", "bos": load_tokenizer(model).bos_token_id is not None},
         "data": {"train": [{"path": str(folder / "oasst_train.jsonl")}]}, "batch": {"tokens": 2048}, "steps": steps,
-        "optim": {"lr": 3e-5}, "checkpoint": {"every": None},
+        "optim": {"lr": 1e-4}, "checkpoint": {"every": None},
     }  # fmt: skip
     return str(run_training(validate(recipe, TrainConfig, "bench")).last)
 
@@ -178,7 +178,7 @@ def share_equal(one: Numbers, other: Numbers) -> float:
 def main() -> None:
     options = inputs.parser(__doc__)
     options.add_argument("--conversations", type=int, default=16, help="to annotate (%(default)s)")
-    options.add_argument("--steps", type=int, default=60, help="of the predictor's training (%(default)s)")
+    options.add_argument("--steps", type=int, default=120, help="of the predictor's training (%(default)s)")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

