@@ -2,11 +2,12 @@
 
     python bench/ppo_rate.py [--model models/gemma-3-270m] [--toy]
 
-A step samples 32 responses of exactly 64 tokens at temperature 1 to the same token ids, all from one model, scores them
+A step samples 16 responses of exactly 48 tokens at temperature 1 to the same token ids, all from one model, scores them
 by one reward model and learns from them in two optimiser steps: policy and critic have bf16 weights and an adapter of
 rank 16 each, the reference is the policy without its adapter. All responses count, as if they had ended. The first
 step warms up. The learning rate is next to nothing, so that both sides sample from the same policy throughout: their
-mean rewards must agree within four standard errors. TRL gets the best of several batch sizes, by two steps of each.
+mean rewards must agree within four standard errors. TRL gets the better of two batch sizes while sampling, by two
+steps of each.
 
 Their reward model, critic and reference run over padded rows; ours are packed, and reward model and critic are one
 frozen model with an adapter on or off. Saving is left out on either side.
@@ -30,7 +31,7 @@ import sides
 from result import write
 from sides import Numbers
 
-SAMPLES, MINIBATCHES, RESPONSE, RANK = 32, 2, 64, 16
+SAMPLES, MINIBATCHES, RESPONSE, RANK = 16, 2, 48, 16
 SHORTEST, LONGEST = 24, 120  # tokens of a prompt
 STANDSTILL = 1e-12  # a learning rate
 
@@ -94,7 +95,7 @@ def ours(model: str, folder: str, steps: int, response: int) -> Numbers:
 
 
 def trl(model: str, folder: str, steps: int, response: int, rows: int) -> Numbers:
-    """PPOTrainer, so many rows in a forward pass."""
+    """PPOTrainer, so many rows at once while sampling."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig, inject_adapter_in_model
@@ -130,9 +131,9 @@ def trl(model: str, folder: str, steps: int, response: int, rows: int) -> Number
         parameter.requires_grad = True
     trainer = PPOTrainer(
         args=PPOConfig(
-            output_dir=f"{folder}/peer", per_device_train_batch_size=rows, gradient_accumulation_steps=SAMPLES // rows,
-            num_mini_batches=MINIBATCHES, local_rollout_forward_batch_size=rows, total_episodes=steps * SAMPLES,
-            num_ppo_epochs=1, response_length=response, temperature=1.0, learning_rate=STANDSTILL, kl_coef=0.01,
+            output_dir=f"{folder}/peer", per_device_train_batch_size=SAMPLES // MINIBATCHES,
+            gradient_accumulation_steps=MINIBATCHES, num_mini_batches=MINIBATCHES,
+            local_rollout_forward_batch_size=rows, total_episodes=steps * SAMPLES, num_ppo_epochs=1, response_length=response, temperature=1.0, learning_rate=STANDSTILL, kl_coef=0.01,
             bf16=False, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1,
             num_sample_generations=0, save_strategy="no", report_to="none", disable_tqdm=True,
         ),
@@ -202,8 +203,8 @@ def main() -> None:
         write_work(model, Path(folder))
         work = {"model": model, "folder": folder, "response": 8 if asked.toy else RESPONSE}
         ways = {
-            f"{rows} rows at once": partial(sides.run, trl, python=python, **work, rows=rows)
-            for rows in (SAMPLES // MINIBATCHES, SAMPLES // MINIBATCHES // 4)
+            f"sampling {rows} at once": partial(sides.run, trl, python=python, **work, rows=rows)
+            for rows in (SAMPLES, SAMPLES // 2)
         }
         best, rates = sides.fastest({name: partial(way, steps=2) for name, way in ways.items()})
         us = partial(sides.run, ours, **work)
