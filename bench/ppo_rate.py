@@ -133,8 +133,9 @@ def trl(model: str, folder: str, steps: int, response: int, rows: int) -> Number
         args=PPOConfig(
             output_dir=f"{folder}/peer", per_device_train_batch_size=SAMPLES // MINIBATCHES,
             gradient_accumulation_steps=MINIBATCHES, num_mini_batches=MINIBATCHES,
-            local_rollout_forward_batch_size=rows, total_episodes=steps * SAMPLES, num_ppo_epochs=1, response_length=response, temperature=1.0, learning_rate=STANDSTILL, kl_coef=0.01,
-            bf16=False, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1,
+            local_rollout_forward_batch_size=rows, total_episodes=steps * SAMPLES, num_ppo_epochs=1,
+            response_length=response, temperature=1.0, learning_rate=STANDSTILL, kl_coef=0.01, bf16=False,
+            use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1,
             num_sample_generations=0, save_strategy="no", report_to="none", disable_tqdm=True,
         ),
         processing_class=tokenizer,
