@@ -1,6 +1,7 @@
 """Generation with our engine against `transformers.generate`, vLLM on the CPU and the memory's read rate.
 
-    python bench/generate_rate.py [--model models/gemma-3-270m] [--work prefix mixed single] [--without-vllm] [--toy]
+    python bench/generate_rate.py [--model models/gemma-3-270m] [--work prefix mixed single]
+        [--peers transformers vllm] [--toy]
 
 Work is token ids of real text: 32 prompts that begin with the same 1,000 tokens; 64 prompts of 20 to 600 tokens, each
 with 10 to 200 new tokens; one prompt alone. All sides decode greedily, exactly as many tokens as are asked for, and
@@ -194,7 +195,7 @@ def main() -> None:
     options.add_argument(
         "--work", nargs="+", choices=("prefix", "mixed", "single"), default=["prefix", "mixed", "single"]
     )
-    options.add_argument("--without-vllm", action="store_true", help="do not install it, do not compare with it")
+    options.add_argument("--peers", nargs="+", choices=("transformers", "vllm"), default=["transformers", "vllm"])
     asked = options.parse_args()
     import transformers as peer_library
 
@@ -210,12 +211,13 @@ def main() -> None:
                 for batch in sorted({min(num, batch) for batch in (16, 32, 64)})
                 for by in (("new", "prompt") if kind == "mixed" else ("new",))
             }
-            best, rates = sides.fastest({name: partial(way, precision="bfloat16") for name, way in ways.items()})
-            compare(
-                f"generate_{kind}", us, ways[best], f"{version}, {best}", asked.runs, asked.toy,
-                model=Path(model).name, peer_rates=rates,
-            )  # fmt: skip
-            if kind != "prefix" and not asked.without_vllm:
+            if "transformers" in asked.peers:
+                best, rates = sides.fastest({name: partial(way, precision="bfloat16") for name, way in ways.items()})
+                compare(
+                    f"generate_{kind}", us, ways[best], f"{version}, {best}", asked.runs, asked.toy,
+                    model=Path(model).name, peer_rates=rates,
+                )  # fmt: skip
+            if kind != "prefix" and "vllm" in asked.peers:
                 peer = partial(sides.run, vllm, python=peers.python("vllm"), **common, batch=num)
                 compare(
                     f"generate_{kind}_vllm", us, peer, f"{peers.version('vllm')}", asked.runs, asked.toy,

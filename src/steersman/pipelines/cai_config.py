@@ -26,7 +26,9 @@ class CaiData(Config):
         helpful: the dialogues that fine-tuning on revisions is blended with.
         helpful_form: OASST trees (or rows), rows of OpenAI's messages, or conversation JSONL.
         preferences: human preferences, HH rows; a folder's `test.jsonl.gz` validates.
-        test_pairs: pairs whose better answer is known, to test the reward model on: HH rows, read for nothing else.
+        test_pairs: pairs whose better answer is known, to test the reward model on: HH rows, read for nothing else. Or
+        test_fold: "k/n": the k-th of n folds of the preferences tests instead. Whatever opens like a pair of this fold
+            is neither trained on nor asked in training; red-team prompts that do are those held out.
         hhh: HHH comparisons as published, if they are to be measured.
         limit: read only the first so many lines of each file.
         split_ratio: share of the red-team prompts, the dialogues and the preferences that is trained on; the others
@@ -38,11 +40,18 @@ class CaiData(Config):
     helpful: tuple[str, ...] = Field(min_length=1)
     helpful_form: Literal["oasst", "messages", "conversations"] = "oasst"
     preferences: tuple[str, ...] = Field(min_length=1)
-    test_pairs: tuple[str, ...] = Field(min_length=1)
+    test_pairs: tuple[str, ...] = ()
+    test_fold: str | None = None
     hhh: str | None = None
     limit: int | None = Field(default=None, ge=1)
     split_ratio: float = Field(default=0.9, gt=0, lt=1)
     seed: int = 10
+
+    @model_validator(mode="after")
+    def _check(self) -> "CaiData":
+        if bool(self.test_pairs) == bool(self.test_fold):
+            raise ValueError("give exactly one of test_pairs and test_fold")
+        return self
 
 
 class Speaker(Config):

@@ -28,6 +28,7 @@ from steersman.sources.hh import HhConfig, prepare_hh
 from steersman.sources.inputs import fetch
 from steersman.sources.messages import prepare_messages
 from steersman.sources.oasst import OasstConfig, prepare_oasst
+from steersman.sources.pairs import PairsConfig, prepare_pairs
 from steersman.sources.prepare import UNLABELLED, ConversationConfig, each_line
 from steersman.sources.prepare import prepare as source_prepare
 from steersman.sources.red_team import RedTeamConfig, prepare_red_team
@@ -98,15 +99,28 @@ def prepare(config: CaiConfig, folder: Path) -> dict[str, Any]:
 
 def _prepare_real(data: CaiData, folder: Path) -> dict[str, Any]:
     own = {"split_ratio": data.split_ratio, "limit": data.limit, "seed": data.seed, "overwrite": True}
-    prepare_red_team(RedTeamConfig(input=data.red_team, output_prefix=str(folder / "prompts"), **own))
+    prompts = {**own, "input": data.red_team, "output_prefix": str(folder / "prompts"), "fold": data.test_fold}
+    prepare_red_team(RedTeamConfig(**prompts))
     _prepare_helpful(data, {**own, "output_prefix": str(folder / "helpful")})
-    prepare_hh(HhConfig(input=data.preferences, output_prefix=str(folder / "pairs"), **own))
-    whole = {**own, "split_ratio": 1.0}
-    prepare_hh(HhConfig(input=data.test_pairs, output_prefix=str(folder / "test_pairs"), **whole))
-    (folder / "test_pairs_train.jsonl").replace(folder / "test_pairs.jsonl")
+    _prepare_pairs(data, folder, own)
     if data.hhh:
         jsonl.write(folder / "hhh.jsonl", hhh.read(fetch(data.hhh)), overwrite=True)
     return _counts(folder)
+
+
+def _prepare_pairs(data: CaiData, folder: Path, own: dict[str, Any]) -> None:
+    """Preferences that train and validate, and those that test; under a fold, of the same rows."""
+    pairs, test = folder / "pairs", folder / "test_pairs"
+    if data.test_fold is None:
+        prepare_hh(HhConfig(input=data.preferences, output_prefix=str(pairs), **own))
+        prepare_hh(HhConfig(input=data.test_pairs, output_prefix=str(test), **{**own, "split_ratio": 1.0}))
+        (folder / "test_pairs_train.jsonl").replace(folder / "test_pairs.jsonl")
+        return
+    prepare_hh(HhConfig(input=data.preferences, output_prefix=str(test), fold=data.test_fold, **own))
+    (folder / "test_pairs_val.jsonl").replace(folder / "test_pairs.jsonl")
+    rest = folder / "test_pairs_train.jsonl"
+    prepare_pairs(PairsConfig(input=(str(rest),), output_prefix=str(pairs), **own))
+    rest.unlink()
 
 
 def _prepare_helpful(data: CaiData, own: dict[str, Any]) -> None:
