@@ -24,7 +24,7 @@ from sft_rate import KINDS, write_data
 from sft_rate import ours as train
 
 LENGTHS, BATCHES = (512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64)
-STEPS = 6  # of the longest rows, were nothing shared
+STEPS = 3  # of the longest rows, were nothing shared
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
