@@ -26,6 +26,7 @@ import sides
 from result import write
 from sides import Numbers
 
+VLLM_MEMORY = 0.5  # share of the machine's memory that its cache gets; more than all of these prompts need
 EQUAL = 0.95  # least share of requests with equal tokens in fp32; the others met a tie of two tokens
 
 
@@ -97,7 +98,10 @@ def vllm(model: str, folder: str, precision: str, batch: int) -> Numbers:
 
     prompts, new, end_ids = read_work(folder)
     longest = max(len(prompt) + num for prompt, num in zip(prompts, new, strict=True))
-    engine = LLM(model, dtype=precision, max_num_seqs=batch, max_model_len=longest + 1, enable_prefix_caching=True)
+    engine = LLM(
+        model, dtype=precision, max_num_seqs=batch, max_model_len=longest + 1, enable_prefix_caching=True,
+        gpu_memory_utilization=VLLM_MEMORY,
+    )  # fmt: skip
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     sampling = [
         SamplingParams(temperature=0, min_tokens=num, max_tokens=num, stop_token_ids=end_ids, detokenize=False)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import peers
+from generate_rate import VLLM_MEMORY
 from result import write
 from serve_rate import BATCH, CLIENTS, STEERSMAN, TOKENS, free_port, load, percentiles, requests, wait_until_ready
 
@@ -41,7 +42,8 @@ def main() -> None:
     asked = requests(TOKENS)
     entry = [str(Path(peers.python("vllm")).with_name("vllm")), "serve", model]
     peer, peer_first = rates([*entry, "--served-model-name", NAME, "--dtype", "bfloat16", "--max-num-seqs", str(BATCH),
-                              "--max-model-len", "2048"], asked)  # fmt: skip
+                              "--max-model-len", "2048", "--gpu-memory-utilization", str(VLLM_MEMORY)],
+                             asked)  # fmt: skip
     ours, first = rates([str(STEERSMAN), "serve", model, "--name", NAME, "--precision", "bfloat16",
                          "--batch", str(BATCH)], asked)  # fmt: skip
     write(

@@ -11,11 +11,13 @@ import resource
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 Numbers = dict[str, Any]
+STDERR = 2  # where a side's own words go: vLLM's workers have some after the last of ours
 
 
 def run(measure: Callable[..., Numbers], *, python: str = sys.executable, **settings: Any) -> Numbers:
@@ -23,9 +25,11 @@ def run(measure: Callable[..., Numbers], *, python: str = sys.executable, **sett
 
     The script that defines it is loaded there anew, so what it imports at its top must be installed there.
     """
-    command = [python, __file__, inspect.getfile(measure), measure.__name__, json.dumps(settings)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: Numbers = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "numbers.json")
+        command = [python, __file__, inspect.getfile(measure), measure.__name__, json.dumps(settings), str(path)]
+        subprocess.run(command, stdout=STDERR, check=True)
+        found: Numbers = json.loads(path.read_text())
     return found
 
 
@@ -54,6 +58,6 @@ def peak_gb() -> float:
 
 
 if __name__ == "__main__":
-    script, name, settings = sys.argv[1:]
+    script, name, settings, path = sys.argv[1:]
     numbers = runpy.run_path(script)[name](**json.loads(settings))
-    print(json.dumps({**numbers, "peak_gb": peak_gb()}))
+    Path(path).write_text(json.dumps({**numbers, "peak_gb": peak_gb()}))
