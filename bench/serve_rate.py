@@ -10,7 +10,6 @@ answers, whose steps are so short that nothing but overheads shows; a real MODEL
 import asyncio
 import json
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 import httpx2
 from result import write
+from sides import free_port
 
 from steersman.generation.engine import Engine
 from steersman.models.load import load_model, save_model
@@ -132,12 +132,6 @@ async def load(
     start = time.perf_counter()
     found = await asyncio.gather(*(one_client(range(i * each, (i + 1) * each)) for i in range(CLIENTS)))
     return [one for answers in found for one in answers], time.perf_counter() - start
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def wait_until_ready(port: int) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import peers
 from generate_rate import VLLM_MEMORY
 from result import write
-from serve_rate import BATCH, CLIENTS, STEERSMAN, TOKENS, free_port, load, percentiles, requests, wait_until_ready
+from serve_rate import BATCH, CLIENTS, STEERSMAN, TOKENS, load, percentiles, requests, wait_until_ready
+from sides import free_port
 
 from steersman.seams import GenerationRequest
 

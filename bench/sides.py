@@ -9,6 +9,7 @@ import inspect
 import json
 import resource
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,13 @@ def fastest(ways: Mapping[str, Callable[[], Numbers]]) -> tuple[str, dict[str, f
     """The way with the highest `rate` of a run each, and all their rates: a peer is measured at its best settings."""
     rates = {name: way()["rate"] for name, way in ways.items()}
     return max(rates, key=lambda name: rates[name]), rates
+
+
+def free_port() -> int:
+    """For a server that is one of the sides."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def peak_gb() -> float:
