@@ -6,7 +6,8 @@
 Work is token ids of real text: 32 prompts that begin with the same 1,000 tokens; 64 prompts of 20 to 600 tokens, each
 with 10 to 200 new tokens; one prompt alone. All sides decode greedily, exactly as many tokens as are asked for, and
 must write the same tokens in fp32 before they are timed in bf16. `transformers` gets the batch size that suits it best,
-and batches sorted by their lengths, which it is told beforehand; vLLM keeps and shares prefixes, as we do.
+and batches sorted by their lengths, which it is told beforehand; vLLM keeps and shares prefixes, as we do, and gets the
+number of cores and the libraries that suit it best (`peers.vllm_ways`).
 
 A single stream reads all weights for each token, so the memory's read rate is its limit.
 """
@@ -223,9 +224,11 @@ def main() -> None:
                 )  # fmt: skip
             if kind != "prefix" and "vllm" in asked.peers:
                 peer = partial(sides.run, vllm, python=peers.python("vllm"), **common, batch=num)
+                ways = {name: partial(peer, environment=way) for name, way in peers.vllm_ways().items()}
+                best, rates = sides.fastest({name: partial(way, precision="bfloat16") for name, way in ways.items()})
                 compare(
-                    f"generate_{kind}_vllm", us, peer, f"{peers.version('vllm')}", asked.runs, asked.toy,
-                    model=Path(model).name,
+                    f"generate_{kind}_vllm", us, ways[best], f"{peers.version('vllm')} {best}", asked.runs, asked.toy,
+                    model=Path(model).name, peer_rates=rates,
                 )  # fmt: skip
             if kind == "single":
                 limit = partial(sides.run, read_rate, model=model, gigabytes=0.05 if asked.toy else 1.0)

@@ -3,8 +3,10 @@
 In: a peer's name. Out: its Python. This is the one place that says which versions we are compared with.
 """
 
+import os
 import subprocess
 import sys
+from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,20 @@ def python(name: str) -> str:
             subprocess.run([*pip, "uninstall", "--yes", *peer.unwanted], check=True)
         installed.write_text(repr(peer))
     return str(interpreter)
+
+
+def vllm_ways() -> dict[str, dict[str, str]]:
+    """Environments in which vLLM may be fastest: its model on all cores, or one left to its other processes, as it is
+    by default. In both it gets the libraries that its manual wants loaded before others: Intel's OpenMP, which comes
+    with it, and tcmalloc, which does not (Debian's libtcmalloc-minimal4)."""
+    openmp, tcmalloc = Path(python("vllm")).parents[1] / "lib" / "libiomp5.so", find_library("tcmalloc_minimal")
+    if tcmalloc is None:
+        sys.exit("vLLM is at its best with tcmalloc: sudo apt-get install libtcmalloc-minimal4")
+    libraries = {"LD_PRELOAD": f"{openmp}:{tcmalloc}"}
+    return {
+        "on all cores": {**libraries, "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}"},
+        "a core left free": libraries,
+    }
 
 
 def version(name: str) -> str:

@@ -7,6 +7,7 @@ In: functions of a benchmark script that return what they measured, as a dict of
 
 import inspect
 import json
+import os
 import resource
 import runpy
 import socket
@@ -21,15 +22,21 @@ Numbers = dict[str, Any]
 STDERR = 2  # where a side's own words go: vLLM's workers have some after the last of ours
 
 
-def run(measure: Callable[..., Numbers], *, python: str = sys.executable, **settings: Any) -> Numbers:
-    """What `measure(**settings)` returns in a new process of this Python.
+def run(
+    measure: Callable[..., Numbers],
+    *,
+    python: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Numbers:
+    """What `measure(**settings)` returns in a new process of this Python, with these variables beside our own.
 
     The script that defines it is loaded there anew, so what it imports at its top must be installed there.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "numbers.json")
         command = [python, __file__, inspect.getfile(measure), measure.__name__, json.dumps(settings), str(path)]
-        subprocess.run(command, stdout=STDERR, check=True)
+        subprocess.run(command, stdout=STDERR, check=True, env={**os.environ, **(environment or {})})
         found: Numbers = json.loads(path.read_text())
     return found
 

@@ -73,3 +73,62 @@ def test_without_memory_to_spare_nothing_is_packed(monkeypatch):
     model, _ = example()
     assert not pack(model)
     assert all(type(layer) is nn.Linear for layer in model)
+
+
+class Block(nn.Module):
+    """Layers named as those of a transformer's block, and called as there."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(40, size, bias=bias) for size in (32, 8, 8))
+        self.o_proj = nn.Linear(48, 40)
+
+    def forward(self, x):
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.o_proj(torch.cat([query, key, value], dim=-1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_with_the_same_input_are_one_product(bias, monkeypatch):
+    torch.manual_seed(0)
+    block, x = Block(bias).bfloat16(), torch.randn(3, 40).bfloat16()
+    expected = block(x).detach()
+    pack(block)
+    widths = []
+    linear = packed.PackedWeight.linear
+
+    def counted(self, x, weights, bias_O=None):
+        widths.append(sum(map(len, weights)))
+        return linear(self, x, weights, bias_O)
+
+    monkeypatch.setattr(packed.PackedWeight, "linear", counted)
+    with torch.inference_mode():
+        assert torch.equal(block(x), expected)
+        assert widths == [48, 40]
+        # Whatever the order, each layer gives what it would by itself.
+        other = torch.randn(3, 40).bfloat16()
+        value = block.v_proj(x)
+        assert torch.equal(block.v_proj(other), copy.deepcopy(block).v_proj(other))
+        assert torch.equal(block.v_proj(x), value)
+        assert torch.equal(block.q_proj(x), copy.deepcopy(block).q_proj(x))
+
+
+def test_one_changed_weight_of_a_product_is_enough():
+    torch.manual_seed(0)
+    block, x = Block().bfloat16(), torch.randn(3, 40).bfloat16()
+    pack(block)
+    with torch.inference_mode():
+        before = block.k_proj(x)
+    with torch.no_grad():
+        block.k_proj.weight.mul_(2)
+        block.k_proj.bias.mul_(2)
+    with torch.inference_mode():
+        assert torch.equal(block.k_proj(x), 2 * before)
+
+
+def test_a_second_engine_finds_the_model_packed():
+    model, _ = example()
+    assert pack(model)
+    products = [layer._product for layer in model]
+    assert pack(model)
+    assert [layer._product for layer in model] == products

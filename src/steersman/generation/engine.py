@@ -35,7 +35,7 @@ from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequ
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
-from steersman.models.packed import PackedWeight, pack
+from steersman.models.packed import PackedWeight, can_pack, pack
 from steersman.records import Completion
 from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest, TokenScoreRequest
 
@@ -383,7 +383,10 @@ class Engine:
     def _logits(self, hidden_RH: Tensor) -> Tensor:
         """Logits f32[R, V], which stand until the next call: fresh memory of this size costs more than they do."""
         weight_VH = head_weight(self._model)
-        narrow_RV = self._head.linear(hidden_RH, weight_VH) if self._head else hidden_RH @ weight_VH.T
+        if self._head and can_pack(weight_VH):
+            narrow_RV = self._head.linear(hidden_RH, [weight_VH])
+        else:
+            narrow_RV = hidden_RH @ weight_VH.T
         if self._logits_space.numel() < narrow_RV.numel():
             self._logits_space = torch.empty(narrow_RV.numel(), device=narrow_RV.device)
         return self._capped(self._logits_space[: narrow_RV.numel()].view_as(narrow_RV).copy_(narrow_RV))

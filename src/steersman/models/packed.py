@@ -4,65 +4,123 @@ A product of few rows with a plain weight runs at a quarter of the rate at which
 row to row. Once laid out in the kernel's own blocks the weight is read at up to twice that speed, and the products are
 the same to the last bit. The copy costs as much memory as the weight, and is made again when the weight has changed.
 
-Shapes: I inputs, O outputs of a layer.
+Layers with the same input are one product: each alone is too short a read to come near the memory's rate.
+
+Shapes: I inputs, O outputs of all layers of a product.
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steersman.models.derived import Derived
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that a module calls one after another with the same input, as `transformers` names them."""
 MEMORY_SHARE = 0.25
 """Most of the free memory that copies may take."""
 
 
 class PackedWeight:
-    """The copy of one weight."""
+    """The copy of a weight, or of several with the same inputs, one below the other."""
 
     def __init__(self) -> None:
-        self._weight: Tensor | None = None  # what it was made of, and of which of its versions
-        self._version = -1
-        self._packed: Any = None
+        self._packed = Derived(_reordered)
 
-    def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        """`x @ weight_OI.T + bias_O`; by the plain weight where gradients are wanted, or it is no bf16 on a CPU."""
-        if torch.is_grad_enabled() or weight_OI.is_inference() or not _is_bf16_on_cpu(weight_OI):
-            return F.linear(x, weight_OI, bias_O)
-        if weight_OI is not self._weight or weight_OI._version != self._version:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach())
-            self._weight, self._version = weight_OI, weight_OI._version
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias_O, "none", [], "")  # type: ignore[no-any-return]
+    def linear(self, x: Tensor, weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Tensor:
+        """`x @ weight_OI.T + bias_O`, for weights that `can_pack`."""
+        packed = self._packed.of(weights)
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")  # type: ignore[no-any-return]
+
+
+class _Product:
+    """One product for layers that are called one after another with the same input: the first call computes it."""
+
+    def __init__(self, layers: Sequence["PackedLinear"]) -> None:
+        self.layers = layers
+        self._weight = PackedWeight()
+        self._bias = Derived(_joined)
+        self._input: Tensor | None = None
+        self._outputs: dict[PackedLinear, Tensor] = {}  # of this input; those that nobody has asked for
+
+    def output(self, layer: "PackedLinear", x: Tensor) -> Tensor:
+        """What one of the layers makes of its input."""
+        if x is not self._input or layer not in self._outputs:
+            weights = [each.weight for each in self.layers]
+            biases = [each.bias for each in self.layers if each.bias is not None]
+            whole = self._weight.linear(x, weights, self._bias.of(biases) if biases else None)
+            parts = torch.split(whole, [len(weight) for weight in weights], dim=-1)
+            self._input, self._outputs = x, dict(zip(self.layers, parts, strict=True))
+        found = self._outputs.pop(layer)
+        if not self._outputs:
+            self._input = None
+        return found
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer with such a copy, which is neither saved nor copied with it."""
+    """A linear layer with such a copy, which is neither saved nor copied with it.
 
-    _copy: PackedWeight
+    Where gradients are wanted, and when a weight is no longer one that `can_pack`, it uses the plain weight.
+    """
+
+    _product: _Product
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._copy.linear(input, self.weight, self.bias)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copy": PackedWeight()}
+        if torch.is_grad_enabled() or not all(can_pack(layer.weight) for layer in self._product.layers):
+            return F.linear(input, self.weight, self.bias)
+        return self._product.output(self, input)
 
 
 def pack(model: nn.Module) -> bool:
     """Let all linear layers of a model keep copies, if that pays here and there is memory for them; whether it does."""
-    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    linears = [module for module in model.modules() if type(module) is nn.Linear and _is_bf16_on_cpu(module.weight)]
-    num_bytes = sum(module.weight.nbytes for module in linears)
-    if not (has_kernels and linears) or num_bytes > MEMORY_SHARE * _free_memory():
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        return True
+    products = list(_products(model))
+    num_bytes = sum(layer.weight.nbytes for layers in products for layer in layers)
+    if not num_bytes or num_bytes > MEMORY_SHARE * _free_memory():
         return False
-    for module in linears:
-        module.__class__ = PackedLinear
-        module._copy = PackedWeight()  # type: ignore[assignment]
+    for layers in products:
+        for layer in layers:
+            layer.__class__ = PackedLinear
+        packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
+        product = _Product(packed)
+        for each in packed:
+            each._product = product
     return True
 
 
-def _is_bf16_on_cpu(weight_OI: Tensor) -> bool:
-    return weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
+def _products(model: nn.Module) -> Iterator[list[nn.Linear]]:
+    """The layers that can be packed, those with the same input together."""
+    for module in model.modules():
+        linears = ((name, layer) for name, layer in module.named_children() if type(layer) is nn.Linear)
+        layers = {name: layer for name, layer in linears if can_pack(layer.weight)}
+        for names in SAME_INPUT:
+            together = [layers[name] for name in names if name in layers]
+            if len(together) == len(names) and len({layer.bias is None for layer in together}) == 1:
+                yield together
+                for name in names:
+                    del layers[name]
+        for layer in layers.values():
+            yield [layer]
+
+
+def can_pack(weight_OI: Tensor) -> bool:
+    """Whether there is a faster order for this weight, and whoever changes it leaves a trace."""
+    on_cpu = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
+    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return on_cpu and has_kernels and not weight_OI.is_inference()
+
+
+def _reordered(weights: Sequence[Tensor]) -> Any:
+    return torch.ops.mkldnn._reorder_linear_weight(_joined(weights))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].detach() if len(tensors) == 1 else torch.cat([tensor.detach() for tensor in tensors])
 
 
 def _free_memory() -> int:
