@@ -48,9 +48,11 @@ class _Product:
         self._outputs: dict[PackedLinear, Tensor] = {}  # of this input; those that nobody has asked for
 
     def output(self, layer: "PackedLinear", x: Tensor) -> Tensor:
-        """What one of the layers makes of its input."""
+        """What one of the layers makes of its input; by its plain weight once a weight is none that `can_pack`."""
         if x is not self._input or layer not in self._outputs:
             weights = [each.weight for each in self.layers]
+            if not all(map(can_pack, weights)):
+                return F.linear(x, layer.weight, layer.bias)
             biases = [each.bias for each in self.layers if each.bias is not None]
             whole = self._weight.linear(x, weights, self._bias.of(biases) if biases else None)
             parts = torch.split(whole, [len(weight) for weight in weights], dim=-1)
@@ -64,13 +66,13 @@ class _Product:
 class PackedLinear(nn.Linear):
     """A linear layer with such a copy, which is neither saved nor copied with it.
 
-    Where gradients are wanted, and when a weight is no longer one that `can_pack`, it uses the plain weight.
+    Where gradients are wanted it uses the plain weight.
     """
 
     _product: _Product
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not all(can_pack(layer.weight) for layer in self._product.layers):
+        if torch.is_grad_enabled():
             return F.linear(input, self.weight, self.bias)
         return self._product.output(self, input)
 
