@@ -89,9 +89,10 @@ class Client:
             self._streams = None
 
 
-def requests(most: int) -> list[GenerationRequest]:
-    """Prompts of 5 to 120 words, answers of a tenth of `most` tokens up to that."""
-    choose, words = random.Random(0), [word for text in world.words() for word in text.split()]
+def requests(most: int, seed: int) -> list[GenerationRequest]:
+    """Prompts of 5 to 120 words, answers of a tenth of `most` tokens up to that. Each run has a seed of its own, since
+    a server keeps what it has read."""
+    choose, words = random.Random(seed), [word for text in world.words() for word in text.split()]
     return [
         GenerationRequest(
             prompt=Prompt(text=" ".join(choose.choices(words, k=choose.randint(5, 120)))),
@@ -99,6 +100,11 @@ def requests(most: int) -> list[GenerationRequest]:
         )
         for _ in range(CLIENTS * EACH)
     ]
+
+
+def num_tokens(asked: Sequence[GenerationRequest]) -> int:
+    """Of all answers."""
+    return sum(request.sampling.max_tokens for request in asked)
 
 
 async def ask(client: Client, model: str, request: GenerationRequest, hang_up: bool) -> Asked:
@@ -161,12 +167,9 @@ def random_model(folder: Path) -> Path:
 
 
 def main(given: str = "", runs: int = RUNS, most: int = TOKENS) -> None:
-    asked = requests(most)
-    num_tokens = sum(request.sampling.max_tokens for request in asked)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(given) if given else random_model(Path(folder))
         engine = Engine(load_model(model, precision="float32"), max_batch=BATCH)
-        expected = [answer.text for answer in engine.generate(asked)]
         port = free_port()
         command = [str(STEERSMAN), "serve", str(model), "--port", str(port), "--precision", "float32",
                    "--batch", str(BATCH)]  # fmt: skip
@@ -175,13 +178,17 @@ def main(given: str = "", runs: int = RUNS, most: int = TOKENS) -> None:
             wait_until_ready(port)
             ours, peer, memory = [], [], []
             answers: list[Asked] = []
-            for _ in range(runs):
+            warm_up = requests(most, seed=runs)[:CLIENTS]
+            engine.generate(warm_up)
+            asyncio.run(load(port, warm_up))
+            for run in range(runs):
+                asked = requests(most, seed=run)
                 engine.forget()
                 start = time.perf_counter()
-                engine.generate(asked)
-                peer.append(num_tokens / (time.perf_counter() - start))
+                expected = [answer.text for answer in engine.generate(asked)]
+                peer.append(num_tokens(asked) / (time.perf_counter() - start))
                 found, seconds = asyncio.run(load(port, asked))
-                ours.append(num_tokens / seconds)
+                ours.append(num_tokens(asked) / seconds)
                 answers += found
                 assert [one.text for one in found] == expected, "an answer differs from the engine's"
                 memory.append(resident_mb(server))
@@ -196,7 +203,7 @@ def main(given: str = "", runs: int = RUNS, most: int = TOKENS) -> None:
         "serve_rate_model" if given else "serve_rate", "tokens/s", ours, peer, "our engine, one batch, in process",
         first_token_seconds=percentiles([one.first for one in answers]),
         whole_answer_seconds=percentiles([one.whole for one in answers]),
-        resident_mb=[round(size) for size in memory], clients=CLIENTS,
+        resident_mb=[round(size) for size in memory], clients=CLIENTS, longest_answer=most,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """200 clients at once: our server beside vLLM's on the same machine, the same real model in bf16.
 
-    python bench/serve_rate_vllm.py [MODEL]
+    python bench/serve_rate_vllm.py [MODEL] [RUNS] [TOKENS]
 
-MODEL is `models/gemma-3-270m` by default. The two servers run one after the other, never at once.
+MODEL is `models/gemma-3-270m` by default; answers have a tenth of TOKENS up to TOKENS. The two servers run one after
+the other, never at once. A run of vLLM in each of its ways (`peers.vllm_ways`) says which one it is compared in.
 """
 
 import asyncio
@@ -11,57 +12,55 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 import peers
 from generate_rate import VLLM_MEMORY
 from result import write
-from serve_rate import BATCH, CLIENTS, STEERSMAN, TOKENS, load, percentiles, requests, wait_until_ready
+from serve_rate import BATCH, CLIENTS, STEERSMAN, TOKENS, load, num_tokens, percentiles, requests, wait_until_ready
 from sides import free_port
-
-from steersman.seams import GenerationRequest
 
 RUNS = 3
 NAME = "served"
 
 
 def rates(
-    command: Sequence[str], asked: Sequence[GenerationRequest], environment: Mapping[str, str] | None = None
+    command: Sequence[str], most: int, runs: int, environment: Mapping[str, str] | None = None
 ) -> tuple[list[float], dict[str, float]]:
-    """Tokens a second of each run but a first one that warms up, and the quantiles of the time to the first token."""
+    """Tokens a second of each run, and the quantiles of the time to the first token. A request of each client warms
+    up."""
+    asked = [requests(most, seed) for seed in range(runs)]
     port = free_port()
     server = subprocess.Popen(
         [*command, "--port", str(port)], env={**os.environ, **(environment or {})},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    num_tokens = sum(request.sampling.max_tokens for request in asked)
     try:
         wait_until_ready(port)
-        runs = [asyncio.run(load(port, asked, model=NAME)) for _ in range(1 + RUNS)][1:]
+        asyncio.run(load(port, requests(most, runs)[:CLIENTS], model=NAME))
+        found = [asyncio.run(load(port, each, model=NAME)) for each in asked]
     finally:
         server.terminate()
         server.wait(120)
-    firsts = percentiles([one.first for found, _ in runs for one in found])
-    return [num_tokens / seconds for _, seconds in runs], firsts
+    firsts = percentiles([one.first for answers, _ in found for one in answers])
+    return [num_tokens(each) / seconds for each, (_, seconds) in zip(asked, found, strict=True)], firsts
 
 
-def main() -> None:
-    model = sys.argv[1] if len(sys.argv) > 1 else "models/gemma-3-270m"
-    asked = requests(TOKENS)
+def main(model: str = "models/gemma-3-270m", runs: int = RUNS, most: int = TOKENS) -> None:
     entry = [str(Path(peers.python("vllm")).with_name("vllm")), "serve", model]
     peer_command = [*entry, "--served-model-name", NAME, "--dtype", "bfloat16", "--max-num-seqs", str(BATCH),
                     "--max-model-len", "2048", "--gpu-memory-utilization", str(VLLM_MEMORY)]  # fmt: skip
-    ways = {name: rates(peer_command, asked, way) for name, way in peers.vllm_ways().items()}
-    best = max(ways, key=lambda name: median(ways[name][0]))
-    peer, peer_first = ways[best]
+    ways = peers.vllm_ways()
+    found = {name: rates(peer_command, most, 1, way)[0][0] for name, way in ways.items()}
+    best = max(found, key=lambda name: found[name])
+    peer, peer_first = rates(peer_command, most, runs, ways[best])
     ours, first = rates([str(STEERSMAN), "serve", model, "--name", NAME, "--precision", "bfloat16",
-                         "--batch", str(BATCH)], asked)  # fmt: skip
+                         "--batch", str(BATCH)], most, runs)  # fmt: skip
     write(
         "serve_rate_vllm", "tokens/s", ours, peer, f"{peers.version('vllm')} {best}",
-        peer_rates={name: median(found) for name, (found, _) in ways.items()},
+        peer_rates=found, longest_answer=most,
         first_token_seconds=first, peer_first_token_seconds=peer_first, clients=CLIENTS,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2], *map(int, sys.argv[2:]))

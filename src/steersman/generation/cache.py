@@ -14,9 +14,11 @@ Shapes: L layers, N slots of a slab, K key/value heads, H query heads, G = H / K
 the row, n of them from one sequence or slab, S keys attended to.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -43,8 +45,9 @@ class Slab:
         num_rows = self.kv_L2NKCD.shape[2]
         if len(self.slots) == num_rows:
             L, two, N, K, C, D = self.kv_L2NKCD.shape
-            larger = self.kv_L2NKCD.new_zeros(L, two, 2 * N, K, C, D)
-            larger[:, :, :N] = self.kv_L2NKCD
+            larger = _zeros((L, two, 2 * N, K, C, D), self.kv_L2NKCD.dtype, self.kv_L2NKCD.device)
+            for each in self.slots:
+                larger[:, :, each.row, :, : each.length] = self.kv_L2NKCD[:, :, each.row, :, : each.length]
             self.kv_L2NKCD = larger
         slot.slab, slot.row = self, len(self.slots)
         self.slots.append(slot)
@@ -115,9 +118,15 @@ class KVCache:
         capacity = max(MIN_CAPACITY, 1 << (length - 1).bit_length())
         if capacity not in self._slabs:
             L, K, D = self._sizes
-            kv_L2NKCD = torch.zeros(L, 2, 1, K, capacity, D, dtype=self._dtype, device=self._device)
-            self._slabs[capacity] = Slab(kv_L2NKCD)
+            self._slabs[capacity] = Slab(_zeros((L, 2, 1, K, capacity, D), self._dtype, self._device))
         return self._slabs[capacity]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; in main memory pages that the system makes when they are first written to, since most of a slab never is."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def row_order(slot: Slot, num_new: int) -> tuple[bool, int, int]:

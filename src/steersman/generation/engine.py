@@ -31,6 +31,7 @@ from steersman.errors import ConfigError, DataError, ModelError
 from steersman.generation.answer_text import AnswerText
 from steersman.generation.cache import CachedAttention, KVCache, row_order
 from steersman.generation.continuations import ContinuationTokeniser, TokenisedContinuation
+from steersman.generation.heap import keep_freed_memory
 from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequence
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
@@ -105,6 +106,8 @@ class Engine:
         self._head = PackedWeight() if pack(self._model) else None
         self._logits_space = torch.empty(0, device=loaded.device)
         self._device = loaded.device
+        if self._device.type == "cpu":
+            keep_freed_memory()
         config = plain_model(loaded.model).config.get_text_config()
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._cache = KVCache(
@@ -401,8 +404,12 @@ class Engine:
         ready = [job for job in owners if isinstance(job, Generation) and job.is_ready]
         if not ready:
             return
-        model_logits_RV = self._guided_logits(ready)
-        logits_RV = model_logits_RV.clone() if any(job.alters_logits for job in ready) else model_logits_RV
+        logits_RV = self._guided_logits(ready)
+        plain_logits = {
+            row: logits_RV[row].clone() if job.alters_logits else logits_RV[row]
+            for row, job in enumerate(ready)
+            if job.sampling.logprobs
+        }
         for logits_V, job in zip(logits_RV, ready, strict=True):
             if job.sampling.repetition_penalty != 1.0:
                 seen_ids = torch.tensor(job.sequences[0].ids, device=self._device)
@@ -410,12 +417,10 @@ class Engine:
             if not job.may_end:
                 logits_V[self._end_ids] = -math.inf
         token_R = choose(logits_RV, [Draw(job.sampling, job.seed, job.num_drawn) for job in ready])
-        for row, job in enumerate(ready):
-            if job.sampling.logprobs:
-                logprob_V = model_logits_RV[row].log_softmax(0)
-                token = int(token_R[row])
-                top = _likeliest(logprob_V, job.sampling.top_logprobs)
-                job.drawn.append(DrawnToken(token, float(logprob_V[token]), top))
+        for row, logits_V in plain_logits.items():
+            logprob_V, token = logits_V.log_softmax(0), int(token_R[row])
+            top = _likeliest(logprob_V, ready[row].sampling.top_logprobs)
+            ready[row].drawn.append(DrawnToken(token, float(logprob_V[token]), top))
         for job, token in zip(ready, token_R.tolist(), strict=True):
             event = self._extend(job, token)
             if event.text or event.result:
