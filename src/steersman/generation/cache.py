@@ -123,7 +123,7 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; in main memory pages that the system makes when they are first written to, since most of a slab never is."""
+    """Zeros; in main memory, pages that the system makes when they are first written to: most of a slab never is."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.frombuffer(mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
