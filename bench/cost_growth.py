@@ -1,6 +1,6 @@
 """How cost grows: a training step's time and memory with its packed length, generation's time with its batch.
 
-    python bench/cost_growth.py [--model models/gemma-3-270m] [--toy]
+    python bench/cost_growth.py [--model models/gemma-3-270m] [--work training generation] [--toy]
 
 Steps have 512 to 8,192 tokens in one row, of conversations of at most 512 tokens; generation has 1 to 64 prompts of 64
 tokens with 64 new tokens each. Each point is a process of its own. Writes a picture and a result for each, whose figure
@@ -19,6 +19,7 @@ import sides
 from generate_rate import ours as generate
 from generate_rate import write_work
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from result import folder_of, write
 from sft_rate import KINDS, write_data
 from sft_rate import ours as train
@@ -41,6 +42,9 @@ def draw(path: Path, sizes: Sequence[float], costs: dict[str, Sequence[float]], 
         panel.loglog(sizes, values, "o", label="measured")
         panel.loglog(sizes, height * np.asarray(sizes, float) ** power, label=f"slope {power:.2f}")
         panel.set(xlabel=across, ylabel=name, xticks=sizes, xticklabels=[f"{size:.0f}" for size in sizes])
+        panel.set_ylim(min(values) / 2, max(values) * 2)
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.legend()
     figure.savefig(path, dpi=150)
@@ -48,30 +52,40 @@ def draw(path: Path, sizes: Sequence[float], costs: dict[str, Sequence[float]], 
 
 
 def main() -> None:
-    asked = inputs.parser(__doc__).parse_args()
-    lengths, batches = (LENGTHS[:2], BATCHES[:2]) if asked.toy else (LENGTHS, BATCHES)
+    options = inputs.parser(__doc__)
+    options.add_argument("--work", nargs="+", choices=("training", "generation"), default=["training", "generation"])
+    asked = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = inputs.toy_model(Path(folder)) if asked.toy else asked.model
-        common = {"model": model, "folder": folder}
-        write_data(model, Path(folder), STEPS * lengths[-1])
-        us = partial(sides.run, train, **common, file="train.jsonl", settings=KINDS["master"]["ours"])
-        steps = [[us(tokens=length) for length in lengths] for _ in range(asked.runs)]
-        full = [  # tokens that a step really has: as many whole sequences as fit
-            float(np.mean([size for run in runs for size in run["tokens"][1:]])) for runs in zip(*steps, strict=True)
-        ]
-        seconds = [[median(run["seconds"][1:]) for run in row] for row in steps]
-        memory = [[run["peak_gb"] for run in row] for row in steps]
-        report("growth_training", "tokens of a step", full, seconds, {"peak memory, GB": memory}, asked.toy, model)
+        if "training" in asked.work:
+            growth_of_training(model, folder, asked.runs, asked.toy)
+        if "generation" in asked.work:
+            growth_of_generation(model, folder, asked.runs, asked.toy)
 
-        runs = []
-        for _ in range(asked.runs):
-            row = []
-            for batch in batches:
-                write_work(model, Path(folder), "equal", asked.toy, batch)
-                found = sides.run(generate, **common, precision="bfloat16", batch=batch)
-                row.append(sum(map(len, found["answers"])) / found["rate"])
-            runs.append(row)
-        report("growth_generation", "prompts at once", batches, runs, {}, asked.toy, model)
+
+def growth_of_training(model: str, folder: str, num_runs: int, toy: bool) -> None:
+    """Time and memory of a step by the tokens that it really has: as many whole sequences as fit."""
+    lengths = LENGTHS[:2] if toy else LENGTHS
+    write_data(model, Path(folder), STEPS * lengths[-1])
+    us = partial(sides.run, train, model=model, folder=folder, file="train.jsonl", settings=KINDS["master"]["ours"])
+    steps = [[us(tokens=length) for length in lengths] for _ in range(num_runs)]
+    full = [float(np.mean([size for run in runs for size in run["tokens"][1:]])) for runs in zip(*steps, strict=True)]
+    seconds = [[median(run["seconds"][1:]) for run in row] for row in steps]
+    memory = [[run["peak_gb"] for run in row] for row in steps]
+    report("growth_training", "tokens of a step", full, seconds, {"peak memory, GB": memory}, toy, model)
+
+
+def growth_of_generation(model: str, folder: str, num_runs: int, toy: bool) -> None:
+    """Time of equal prompts at once, by their number."""
+    batches, runs = BATCHES[:2] if toy else BATCHES, []
+    for _ in range(num_runs):
+        row = []
+        for batch in batches:
+            write_work(model, Path(folder), "equal", toy, batch)
+            found = sides.run(generate, model=model, folder=folder, precision="bfloat16", batch=batch)
+            row.append(sum(map(len, found["answers"])) / found["rate"])
+        runs.append(row)
+    report("growth_generation", "prompts at once", batches, runs, {}, toy, model)
 
 
 def report(
