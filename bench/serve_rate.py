@@ -140,8 +140,9 @@ async def load(
     return [one for answers in found for one in answers], time.perf_counter() - start
 
 
-def wait_until_ready(port: int) -> None:
+def wait_until_ready(port: int, server: subprocess.Popen[bytes]) -> None:
     for _ in range(3000):
+        assert server.poll() is None, "the server has ended"
         try:
             if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
                 return
@@ -175,7 +176,7 @@ def main(given: str = "", runs: int = RUNS, most: int = TOKENS) -> None:
                    "--batch", str(BATCH)]  # fmt: skip
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            wait_until_ready(port)
+            wait_until_ready(port, server)
             ours, peer, memory = [], [], []
             answers: list[Asked] = []
             warm_up = requests(most, seed=runs)[:CLIENTS]

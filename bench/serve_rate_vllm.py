@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import peers
 from generate_rate import VLLM_MEMORY
@@ -35,7 +34,7 @@ def rates(
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until_ready(port)
+        wait_until_ready(port, server)
         asyncio.run(load(port, requests(most, runs)[:CLIENTS], model=NAME))
         found = [asyncio.run(load(port, each, model=NAME)) for each in asked]
     finally:
@@ -46,7 +45,7 @@ def rates(
 
 
 def main(model: str = "models/gemma-3-270m", runs: int = RUNS, most: int = TOKENS) -> None:
-    entry = [str(Path(peers.python("vllm")).with_name("vllm")), "serve", model]
+    entry = [peers.python("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     peer_command = [*entry, "--served-model-name", NAME, "--dtype", "bfloat16", "--max-num-seqs", str(BATCH),
                     "--max-model-len", "2048", "--gpu-memory-utilization", str(VLLM_MEMORY)]  # fmt: skip
     ways = peers.vllm_ways()
