@@ -1,5 +1,9 @@
 """Slots and attention over them, against attention written out for one sequence at a time."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -42,6 +46,21 @@ def test_capacities_are_powers_of_two_and_a_freed_place_is_taken_again():
     slabs = dict(cache._slabs)
     assert cache.allocate(2 * MIN_CAPACITY).slab is slabs[2 * MIN_CAPACITY]
     assert cache._slabs == slabs
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_slab_takes_memory_for_what_is_written_to_it():
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    cache, before = KVCache(2, 4, 64, torch.float32, torch.device("cpu")), resident_mb()
+    for _ in range(16):
+        cache.allocate(16384).append(torch.ones(2, 2, 4, 10, 64))
+    (slab,) = cache._slabs.values()
+    assert slab.kv_L2NKCD.nbytes == 1 << 30
+    assert resident_mb() - before < 600  # 1; in huge pages 512
+    kept = slab.slots[7].read(0, 12)
+    assert bool((kept[..., :10, :] == 1).all() and (kept[..., 10:, :] == 0).all())
 
 
 def attend_alone(query_HD, key_KSD, value_KSD, window, softcap):

@@ -110,7 +110,8 @@ def test_repetition_penalty_equals_transformers(load: Load):
 def test_log_probs_are_those_of_the_untempered_model(load: Load):
     loaded = load()
     sampling = Sampling(temperature=3.0, top_k=20, repetition_penalty=1.3, seed=4, max_tokens=12, logprobs=True)
-    completion = Engine(loaded).generate([ask("Tell me", sampling)])[0]
+    without = Sampling(greedy=True, min_tokens=12, max_tokens=12)
+    _, completion = Engine(loaded).generate([ask("Where", without), ask("Tell me", sampling)])
     prompt_ids = loaded.encoder.encode("Tell me").ids
     logprobs_TV = transformers_logprobs(loaded, prompt_ids + completion.token_ids)
     expected = [float(logprobs_TV[len(prompt_ids) - 1 + i, token]) for i, token in enumerate(completion.token_ids)]
