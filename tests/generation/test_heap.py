@@ -27,5 +27,5 @@ def test_what_is_freed_is_taken_again_as_it_is():
         int(subprocess.run([sys.executable, "-c", SCRIPT.format(call=call)], capture_output=True, check=True).stdout)
         for call in ("", "keep_freed_memory()")
     )
-    assert again > 10_000  # the 16,384 pages of a block, made anew each time
-    assert kept < 100
+    assert again > 16  # a block's 16,384 pages, or 32 huge ones, made anew each time
+    assert kept < min(100, again / 10)
