@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import orjson
@@ -10,11 +11,14 @@ import pytest
 from steersman import config, jsonl
 from steersman.cai.revise import Revised
 from steersman.evaluation.harm import Answered
+from steersman.models.load import load_model
 from steersman.pipelines import cai
 from steersman.pipelines.cai_config import CaiConfig
 from steersman.pipelines.running import Display, Result
+from steersman.pipelines.stages import Manifest
 from steersman.records import Conversation, PreferencePair
 from steersman.sandbox.oracle import is_harmful
+from steersman.scoring.rewards import RewardModel
 
 
 def make_recipe(output: Path) -> dict[str, Any]:
@@ -149,6 +153,68 @@ def test_dpo_in_the_place_of_ppo(again: dict[str, Any]) -> None:
     assert '<h2 id="dpo">' in page
     assert '<h2 id="ppo">' not in page
     assert "reward implied, chosen" in page
+
+
+def test_a_second_reward_model_has_its_own_view_of_the_gain(again: dict[str, Any], tmp_path: Path) -> None:
+    again["second_reward"] = again["reward"]
+    result, said = run(again)
+    ran = [line.partition(":")[0] for line in said if ": runs" in line]
+    assert ran == ["second-reward", "second-reward-gain", "second-reward-accuracy"]
+
+    stages = tmp_path / "run"
+    trained, tested = (read_manifest(stages / f"{name}reward") for name in ("second-", ""))
+    assert trained.inputs["train-1"] == read_manifest(stages / "reward-accuracy").inputs["pairs"]
+    assert trained.inputs["train-1"] not in tested.inputs.values()
+    assert trained.inputs["model"] == tested.inputs["model"]
+
+    judge = RewardModel(load_model(stages / "second-reward" / "run" / "best", precision="float32"))
+    before, after = (
+        judge.rewards([one.conversation("") for one in jsonl.read(stages / f"answers-{name}/answers.jsonl", Answered)])
+        for name in ("sl_cai", "rl_cai")
+    )
+    risen = mean(after) - mean(before)
+    assert result.figures["ppo.second_reward_gain"] == pytest.approx(risen, abs=1e-6)
+    assert result.figures["ppo.second_reward_gain"] != result.figures["ppo.reward_gain"]
+    assert result.figures["cai.second_reward.n"] == 4
+    assert "second reward model" in result.page.read_text()
+
+
+def test_on_real_data_the_start_and_the_reward_model_are_compared_too(
+    finished: tuple[Path, Result, list[str]], tmp_path: Path
+) -> None:
+    data, rows = finished[0] / "data", tmp_path / "hh.jsonl"
+    pairs = [
+        pair for name in ("pairs_train", "test_pairs") for pair in jsonl.read(data / f"{name}.jsonl", PreferencePair)
+    ]
+    jsonl.write(rows, [{name: transcript(pair, name) for name in ("chosen", "rejected")} for pair in pairs])
+    recipe = {
+        **make_recipe(tmp_path / "run"),
+        "sandbox": None,
+        "base": None,
+        "model": str(finished[0] / "base" / "run" / "best"),
+        "data": {
+            "red_team": [str(rows)],
+            "helpful": [str(data / "helpful_train.jsonl")],
+            "helpful_form": "conversations",
+            "preferences": [str(rows)],
+            "test_fold": "1/2",
+            "hhh": str(data / "hhh.jsonl"),
+            "split_ratio": 0.5,
+        },
+    }
+    result, said = run(recipe)
+    names = [line.partition(":")[0] for line in said if line.startswith("hhh-") and line.endswith(": runs")]
+    assert names == ["hhh-base", "hhh-helpful_only", "hhh-sl_cai", "hhh-rl_cai", "hhh-reward_model"]
+    assert {"cai.hhh.base", "cai.hhh.reward_model", "cai.reward.accuracy"} <= set(result.figures)
+    assert not {name for name in result.figures if "harm_rate" in name}  # there is no oracle
+
+
+def transcript(pair: PreferencePair, answer: str) -> str:
+    return f"\n\nHuman: {pair.prompt[0]['content']}\n\nAssistant: {getattr(pair, answer)}"
+
+
+def read_manifest(stage: Path) -> Manifest:
+    return Manifest.model_validate_json((stage / "manifest.json").read_bytes())
 
 
 def check_data(folder: Path) -> None:

@@ -63,12 +63,14 @@ class PolicyTraining:
         method: PPO or DPO.
         steps: metrics of each rollout, or of each step.
         gain: in the reward model's reward, of held-out requests' answers after it over those before.
+        second_gain: the same in the reward of another reward model, if there is one.
     """
 
     method: Literal["ppo", "dpo"]
     steps: Sequence[Mapping[str, float]]
     seconds: float
     gain: Gain
+    second_gain: Gain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ class Run:
         judge: of the held-out prompts.
         oracle_agreement: share of the judge's pairs, where exactly one answer does harm, that prefer the other.
         reward: of the pairs that test it.
+        second_reward: of another reward model, trained on those pairs: of the pairs that validated the first one.
         hhh: model -> how often it prefers the more helpful, honest and harmless answer.
         policy: how the last model was trained, if it was.
         revisions, pairs: the training data that the run made.
@@ -95,6 +98,7 @@ class Run:
     judge: PreferenceReport
     oracle_agreement: float | None
     reward: ComparisonReport
+    second_reward: ComparisonReport | None
     hhh: Mapping[str, ComparisonReport]
     policy: PolicyTraining | None
     revisions: Sequence[Revised]
@@ -126,6 +130,8 @@ def figures(run: Run) -> dict[str, float]:
         if (value := getattr(run.judge, key)) is not None:
             flat[f"cai.judge.{key}"] = value
     flat |= {f"cai.reward.{key}": value for key, value in run.reward.figures().items()}
+    if run.second_reward:
+        flat |= {f"cai.second_reward.{key}": value for key, value in run.second_reward.figures().items()}
     for name, comparison in run.hhh.items():
         flat |= hhh.figures(comparison, name)
     return flat | (_policy_figures(run, run.policy) if run.policy else {})
@@ -137,8 +143,12 @@ def _policy_figures(run: Run, found: PolicyTraining) -> dict[str, float]:
         "reward_gain": found.gain.value,
         "reward_gain_stderr": found.gain.stderr,
     }
+    if found.second_gain:
+        flat |= {"second_reward_gain": found.second_gain.value, "second_reward_gain_stderr": found.second_gain.stderr}
     if found.method == "ppo":
-        flat["kl"] = found.steps[-1]["response_kl"]
+        first, last = found.steps[0], found.steps[-1]
+        flat["kl"] = last["response_kl"]
+        flat |= {"response_length_before": first["response_length"], "response_length": last["response_length"]}
     if run.harm:
         before, after = list(run.harm.values())[-2:]
         flat["oracle_gain"] = before.harm_rate.value - after.harm_rate.value
@@ -156,7 +166,7 @@ def write(run: Run, folder: Path, targets: Sequence[Target] = ()) -> Path:
         "Harm and help": _harm(run),
         "Revisions": viewer.revisions(run.revisions),
         "Preferences": _judge(run) + viewer.pairs(run.pairs),
-        "Reward model": _accuracy({"reward model": run.reward}, "reward"),
+        "Reward model": _reward(run),
         **({run.policy.method.upper(): _policy(run.policy)} if run.policy else {}),
         "HHH": _accuracy(run.hhh, "hhh") if run.hhh else "",
         "Training": _training(run),
@@ -208,6 +218,13 @@ def _judge(run: Run) -> str:
     return f"<p>The judge on held-out prompts.</p>{table(['judge', ''], rows)}<h3>Pairs it made to train on</h3>"
 
 
+def _reward(run: Run) -> str:
+    if run.second_reward is None:
+        return _accuracy({"reward model": run.reward}, "reward")
+    told = "The second reward model is trained on the pairs that test the first, and tested on those that validated it."
+    return f"<p>{told}</p>" + _accuracy({"reward model": run.reward, "second": run.second_reward}, "reward")
+
+
 def _accuracy(reports: Mapping[str, ComparisonReport], name: str) -> str:
     svg = pictures.to_svg(judgement_pictures.accuracies(reports), name, "Share of pairs ranked right")
     rows = [
@@ -224,11 +241,13 @@ def _policy(found: PolicyTraining) -> str:
     every = max(1, len(found.steps) // NUM_STEPS)
     shown = [*found.steps[:-1:every], found.steps[-1]]
     rows = [[f"{step['step']:.0f}", *(number(step.get(key, float("nan"))) for key in columns)] for step in shown]
-    gain = found.gain
-    return (
-        f"<p>The reward of answers to held-out requests rises by {number(gain.value)} "
-        f"(standard error {number(gain.stderr)}).</p>{table(['step', *columns.values()], rows)}"
+    gains = {"The reward of answers to held-out requests": found.gain}
+    if found.second_gain:
+        gains["That of a second reward model, which the policy has not met,"] = found.second_gain
+    told = " ".join(
+        f"{what} rises by {number(gain.value)} (standard error {number(gain.stderr)})." for what, gain in gains.items()
     )
+    return f"<p>{told}</p>{table(['step', *columns.values()], rows)}"
 
 
 def _training(run: Run) -> str:

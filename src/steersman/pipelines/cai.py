@@ -27,7 +27,7 @@ from steersman.pipelines import cai_data
 from steersman.pipelines.cai_config import CaiConfig, DPOStep, PPOStep, Speaker
 from steersman.pipelines.cai_data import Files
 from steersman.pipelines.comparing import Comparing
-from steersman.pipelines.jobs import TrainFile
+from steersman.pipelines.jobs import TrainFile, TrainSettings
 from steersman.pipelines.judges import open_judge
 from steersman.pipelines.opened import OpenedChat, open_chat, open_fits
 from steersman.pipelines.ppo import CriticSource, PPORecipe, PPOSettings, PromptData, run_ppo
@@ -39,7 +39,7 @@ from steersman.scoring.rewards import RewardModel
 from steersman.seams import Sampling
 from steersman.training import metrics
 
-HELPFUL_ONLY, SL_CAI, RL_CAI = "helpful_only", "sl_cai", "rl_cai"
+BASE, HELPFUL_ONLY, SL_CAI, RL_CAI, REWARD = "base", "helpful_only", "sl_cai", "rl_cai", "reward_model"
 
 
 def run(config: CaiConfig, display: Display | None = None) -> Result:
@@ -66,7 +66,7 @@ def run(config: CaiConfig, display: Display | None = None) -> Result:
         models[RL_CAI] = Speaker(model=cai.reinforce(sl_cai, reward, config.ppo, files))
     if config.policy == "dpo" and config.dpo:
         models[RL_CAI] = Speaker(model=cai.learn_preferences(sl_cai, feedback, config.dpo, files))
-    return cai.report(models, reward, revised, feedback, held_out, files)
+    return cai.report(models, sl_cai, reward, revised, feedback, held_out, files)
 
 
 @dataclass(frozen=True)
@@ -293,13 +293,18 @@ class Cai:
         answers = list(jsonl.read(folder / "answers.jsonl", Answered))
         return answers, harm.summarise(answers) if sandbox else None
 
-    def measure_gain(self, reward: str, before: Sequence[Answered], after: Sequence[Answered]) -> Gain:
-        """By how much the reward model likes the answers of one model better than another's to the same requests."""
+    def train_second_reward(self, sl_cai: str, settings: TrainSettings, files: Files) -> str:
+        """A reward model of the pairs that the first one was tested on, and saw nothing of."""
+        train = [TrainFile(path=str(files.test_pairs))]
+        return self.training.train("second-reward", settings, sl_cai, train, files.pairs.validation, role="reward")
+
+    def measure_gain(self, name: str, reward: str, before: Sequence[Answered], after: Sequence[Answered]) -> Gain:
+        """By how much a reward model likes the answers of one model better than another's to the same requests."""
 
         def work(folder: Path) -> Mapping[str, Any]:
             loaded = load_model(reward, precision=self.config.inference.precision)
             judge, system = RewardModel(loaded), loaded.card.system
-            with self.display.bar("reward-gain", total=len(before) + len(after), unit="answers") as progress:
+            with self.display.bar(name, total=len(before) + len(after), unit="answers") as progress:
                 of_before, of_after = (
                     judge.rewards([one.conversation(system) for one in answers], progress)
                     for answers in (before, after)
@@ -307,8 +312,8 @@ class Cai:
             return vars(harm.gain(of_before, of_after))
 
         answers = {name: str(self.stages.folder / f"answers-{name}" / "answers.jsonl") for name in (SL_CAI, RL_CAI)}
-        self.stages.run("reward-gain", work, config=self._inference, inputs={"reward": reward, **answers})
-        return Gain(**self.stages.manifests["reward-gain"].metrics)
+        self.stages.run(name, work, config=self._inference, inputs={"reward": reward, **answers})
+        return Gain(**self.stages.manifests[name].metrics)
 
     def measure_pairs(self, name: str, model: str, pairs: Path) -> ComparisonReport:
         """How often a model's scores prefer the better of two answers."""
@@ -318,6 +323,7 @@ class Cai:
     def report(
         self,
         models: Mapping[str, Speaker],
+        sl_cai: str,
         reward: str,
         revised: Path,
         feedback: Feedback,
@@ -328,7 +334,11 @@ class Cai:
         config, manifests = self.config, self.stages.manifests
         measured = {name: self.measure_harm(name, model, files) for name, model in models.items()}
         ours = {name: model.model for name, model in models.items() if model.model and not model.urls}
-        trained = self._policy_training(reward, measured) if RL_CAI in measured else None
+        if config.data and config.model:  # on real data, what all of it changes, and the reward model's own view
+            ours = {BASE: config.model, **ours, REWARD: reward}
+        tested = self.measure_pairs("reward-accuracy", reward, files.test_pairs)
+        second = self.train_second_reward(sl_cai, config.second_reward, files) if config.second_reward else None
+        trained = self._policy_training(reward, second, measured) if RL_CAI in measured else None
         run = cai_report.Run(
             title=config.title,
             constitution=self.constitution,
@@ -338,7 +348,8 @@ class Cai:
             harm={name: report for name, (_, report) in measured.items() if report},
             judge=held_out.report,
             oracle_agreement=_agreement(held_out.pairs) if config.sandbox else None,
-            reward=self.measure_pairs("reward-accuracy", reward, files.test_pairs),
+            reward=tested,
+            second_reward=second and self.measure_pairs("second-reward-accuracy", second, files.pairs.validation),
             hhh={
                 name: self.measure_pairs(f"hhh-{name}", model, files.hhh)
                 for name, model in ours.items()
@@ -359,7 +370,7 @@ class Cai:
         return Result(figures, targets, cai_report.write(run, config.output, targets))
 
     def _policy_training(
-        self, reward: str, measured: Mapping[str, tuple[Sequence[Answered], HarmReport | None]]
+        self, reward: str, second: str | None, measured: Mapping[str, tuple[Sequence[Answered], HarmReport | None]]
     ) -> cai_report.PolicyTraining:
         (before, _), (after, _) = (measured[name] for name in (SL_CAI, RL_CAI))
         method = self.config.policy
@@ -367,7 +378,8 @@ class Cai:
             method=method,
             steps=metrics.read(self.stages.folder / method / "run"),
             seconds=self.stages.manifests[method].seconds,
-            gain=self.measure_gain(reward, before, after),
+            gain=self.measure_gain("reward-gain", reward, before, after),
+            second_gain=second and self.measure_gain("second-reward-gain", second, before, after),
         )
 
     # --- What the steps share

@@ -164,6 +164,8 @@ class CaiConfig(Config):
         policy: phase 2, what makes the RL-CAI model of the SL-CAI one: reinforcement learning on the reward model
             ("ppo"), or the pairs that this was trained on by themselves ("dpo"); the section of that name says how.
         ppo, dpo: these sections; without either the run ends with the reward model.
+        second_reward: another reward model, trained on the test pairs once the first one has been tested on them. What
+            the policy has gained is also measured in its eyes: a gain that only the first one sees is a weakness of it.
         evaluation: of all models.
         inference: how models generate and score.
         targets: figures (`cai.harm_rate.sl_cai`, or `cai.hhh` for all of its models) -> bound; those of `ppo` and of
@@ -192,6 +194,7 @@ class CaiConfig(Config):
     policy: Literal["ppo", "dpo"] = "ppo"
     ppo: PPOStep | None = None
     dpo: DPOStep | None = None
+    second_reward: TrainSettings | None = None
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     targets: dict[str, Bound] = Field(default_factory=dict)
@@ -209,6 +212,6 @@ class CaiConfig(Config):
             raise ValueError("nobody answers at first: give helpful, or assistant")
         if (self.ppo or self.dpo) and getattr(self, self.policy) is None:
             raise ValueError(f"policy is {self.policy}, and there is no section {self.policy}")
-        if any(step and step.batch.sequences is not None for step in (self.reward, self.dpo)):
-            raise ValueError("reward and dpo compare pairs: give their batch.pairs (or tokens)")
+        if any(step and step.batch.sequences is not None for step in (self.reward, self.dpo, self.second_reward)):
+            raise ValueError("reward, dpo and second_reward compare pairs: give their batch.pairs (or tokens)")
         return self
