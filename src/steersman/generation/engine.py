@@ -104,7 +104,6 @@ class Engine:
         self.prefill_tokens = prefill_tokens
         self._model = loaded.model.eval()
         self._head = PackedWeight() if pack(self._model) else None
-        self._logits_space = torch.empty(0, device=loaded.device)
         self._device = loaded.device
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -356,7 +355,7 @@ class Engine:
         at_once = max(1, LOGITS_AT_ONCE // head_weight(self._model).shape[0])
         for first in range(0, len(asked), at_once):
             part = asked[first : first + at_once]
-            logits_RV = self._logits(hidden_TH[[index for _, _, index in part]])
+            logits_RV = self._logits(hidden_TH[[index for _, _, index in part]]).float()
             wanted = [(r, token) for r, (sequence, at, _) in enumerate(part) for token in sorted(sequence.targets[at])]
             row_M, token_M = torch.tensor(wanted, device=self._device).T
             log_sum_R = logits_RV.logsumexp(-1)
@@ -384,19 +383,15 @@ class Engine:
             sequence.logprobs[position, token] = logit
 
     def _logits(self, hidden_RH: Tensor) -> Tensor:
-        """Logits f32[R, V], which stand until the next call: fresh memory of this size costs more than they do."""
+        """Logits [R, V] in the precision that the model computes them in."""
         weight_VH = head_weight(self._model)
         if self._head and can_pack(weight_VH):
-            narrow_RV = self._head.linear(hidden_RH, [weight_VH])
-        else:
-            narrow_RV = hidden_RH @ weight_VH.T
-        if self._logits_space.numel() < narrow_RV.numel():
-            self._logits_space = torch.empty(narrow_RV.numel(), device=narrow_RV.device)
-        return self._capped(self._logits_space[: narrow_RV.numel()].view_as(narrow_RV).copy_(narrow_RV))
+            return self._capped(self._head.linear(hidden_RH, [weight_VH]))
+        return self._capped(hidden_RH @ weight_VH.T)
 
     def _capped(self, logits: Tensor) -> Tensor:
         softcap = logit_softcap(self._model)
-        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+        return logits if softcap is None else torch.tanh(logits.float() / softcap) * softcap
 
     def _draw(self) -> Iterator[Event]:
         """The next token of every generation that is ready for one."""
@@ -405,6 +400,8 @@ class Engine:
         if not ready:
             return
         logits_RV = self._guided_logits(ready)
+        if not all(job.is_argmax for job in ready):  # or else to widen them would take longer than to find the largest
+            logits_RV = logits_RV.float()
         plain_logits = {
             row: logits_RV[row].clone() if job.alters_logits else logits_RV[row]
             for row, job in enumerate(ready)
@@ -414,8 +411,9 @@ class Engine:
             if job.sampling.repetition_penalty != 1.0:
                 seen_ids = torch.tensor(job.sequences[0].ids, device=self._device)
                 penalise(logits_V, seen_ids, job.sampling.repetition_penalty)
-            if not job.may_end:
-                logits_V[self._end_ids] = -math.inf
+        if unending := [row for row, job in enumerate(ready) if not job.may_end]:
+            row_R1 = torch.tensor(unending, device=self._device)[:, None]
+            logits_RV[row_R1, torch.tensor(self._end_ids, dtype=torch.long, device=self._device)] = -math.inf
         token_R = choose(logits_RV, [Draw(job.sampling, job.seed, job.num_drawn) for job in ready])
         for row, logits_V in plain_logits.items():
             logprob_V, token = logits_V.log_softmax(0), int(token_R[row])
@@ -427,12 +425,11 @@ class Engine:
                 yield event
 
     def _guided_logits(self, jobs: Sequence[Generation]) -> Tensor:
-        """The model's logits for each generation, contrasted where it is guided: f32[R, V]."""
-        guided = [row for row, job in enumerate(jobs) if len(job.sequences) > 1]
-        if guided:
-            against_RV = self._logits(torch.stack([jobs[row].sequences[1].hidden_H for row in guided])).clone()
+        """The model's logits for each generation, contrasted where it is guided: [R, V]."""
         logits_RV = self._logits(torch.stack([job.sequences[0].hidden_H for job in jobs]))
-        if guided:
+        if guided := [row for row, job in enumerate(jobs) if len(job.sequences) > 1]:
+            logits_RV = logits_RV.float()
+            against_RV = self._logits(torch.stack([jobs[row].sequences[1].hidden_H for row in guided])).float()
             scale_R1 = torch.tensor([[jobs[row].scale] for row in guided], device=self._device)
             logits_RV[guided] = against_RV + scale_R1 * (logits_RV[guided] - against_RV)
         return logits_RV

@@ -124,6 +124,11 @@ class Generation:
         return not self.may_end or self.sampling.repetition_penalty != 1.0
 
     @property
+    def is_argmax(self) -> bool:
+        """Whether the next token is the one with the largest logit, and nothing more is asked of the logits."""
+        return self.sampling.greedy and not self.sampling.logprobs and self.sampling.repetition_penalty == 1.0
+
+    @property
     def is_ready(self) -> bool:
         """Whether the next token can be drawn."""
         return all(sequence.num_missing == 0 for sequence in self.sequences)

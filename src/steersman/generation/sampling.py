@@ -79,7 +79,8 @@ def largest(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """The next token of each row: i64[R]. Logits are f32, penalties applied, forbidden tokens at -inf.
+    """The next token of each row: i64[R]. Logits are f32 (for greedy rows alone the model's own precision will do),
+    penalties applied, forbidden tokens at -inf.
 
     Raises:
         NonFiniteError: a row holds NaN or +inf.
