@@ -10,6 +10,7 @@ import pytest
 
 from steersman import config, jsonl
 from steersman.cai.revise import Revised
+from steersman.errors import DataError
 from steersman.evaluation.harm import Answered
 from steersman.models.load import load_model
 from steersman.pipelines import cai
@@ -153,6 +154,14 @@ def test_dpo_in_the_place_of_ppo(again: dict[str, Any]) -> None:
     assert '<h2 id="dpo">' in page
     assert '<h2 id="ppo">' not in page
     assert "reward implied, chosen" in page
+
+
+def test_no_pairs_from_the_judge_end_the_run_with_the_reason(again: dict[str, Any]) -> None:
+    again["answers"]["max_tokens"] = 1
+    with pytest.raises(
+        DataError, match=r"pairs.jsonl: the judge made no pair of 18 answers \(\d+ did not end.*max_tokens"
+    ):
+        run(again)
 
 
 def test_a_second_reward_model_has_its_own_view_of_the_gain(again: dict[str, Any], tmp_path: Path) -> None:

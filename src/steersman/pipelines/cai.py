@@ -18,6 +18,7 @@ from steersman.cai.few_shot import load_few_shot
 from steersman.cai.judging import judge_answers
 from steersman.cai.preferences import PreferenceReport, write_pairs
 from steersman.cai.revise import ReviseConfig, Revised, Reviser, revise
+from steersman.errors import DataError
 from steersman.evaluation import cai_report, harm, hhh
 from steersman.evaluation.comparisons import ComparisonReport
 from steersman.evaluation.harm import Answered, Gain, HarmReport, Rules
@@ -385,8 +386,19 @@ class Cai:
     # --- What the steps share
 
     def _preferences(self, feedback: Feedback, files: Files) -> list[TrainFile]:
-        """The judge's pairs and people's, each at its weight."""
-        weight = self.config.feedback_weight
+        """The judge's pairs and people's, each at its weight.
+
+        Raises:
+            DataError: the judge made none.
+        """
+        weight, found = self.config.feedback_weight, feedback.report
+        if not found.num_pairs:
+            unusable = ", ".join(f"{num} {reason}" for reason, num in (found.excluded | found.rejections).items())
+            raise DataError(
+                f"the judge made no pair of {found.num_answers} answers ({unusable or 'none was compared'}); more of "
+                "them (answers.num_prompts), or longer ones (answers.max_tokens), may help",
+                feedback.pairs,
+            )
         return [
             TrainFile(path=str(feedback.pairs), weight=weight),
             TrainFile(path=str(files.pairs.train), weight=1 - weight),

@@ -166,6 +166,8 @@ class TrainingFiles:
             what, flaw = "labelled turns", f"are longer than {self.seq_len} tokens"
             sequences = tokenise_valued(self._labelled_turns(path, survey), self.encoder, *size)
         total = (len(sequences.bounds) - 1) // together + sequences.num_skipped
+        if not total:
+            raise DataError(f"nothing to train on: there are no {what}", path)
         told = f"{sequences.num_skipped} of {total} {what} {flaw}, a larger seq_len keeps more"
         if not len(sequences):
             raise DataError(f"nothing to train on: {told}", path)
