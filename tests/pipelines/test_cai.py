@@ -90,7 +90,7 @@ def test_from_the_sandbox_to_a_report(finished: tuple[Path, Result, list[str]]) 
     folder, result, said = finished
     assert [line.removesuffix(": runs") for line in said if line.endswith(": runs")] == [
         "data", "base", "helpful", "revise", "blend", "sl-cai", "prefer", "prefer-held-out", "reward", "ppo",
-        "answers-helpful_only", "answers-sl_cai", "answers-rl_cai", "reward-accuracy", "reward-gain",
+        "answers-helpful_only", "answers-sl_cai", "answers-rl_cai", "reward-gain", "reward-accuracy",
         "hhh-helpful_only", "hhh-sl_cai", "hhh-rl_cai",
     ]  # fmt: skip
 

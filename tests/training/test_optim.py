@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from steersman.errors import ModelError
+from steersman.models.derived import Derived
 from steersman.training.optim import AdamW, OptimConfig, join_master, learning_rate, round_stochastic, split_master
 
 
@@ -134,6 +135,20 @@ def test_a_loaded_state_continues_exactly(dtype, rounding):
     resumed.load_state(saved, num_steps=3)
     run(resumed, other, range(3, 6))
     assert torch.equal(parameter, other)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.float32, "master"), (torch.bfloat16, "master"), (torch.bfloat16, "stochastic")],
+)
+def test_whoever_keeps_something_made_of_a_weight_learns_that_it_has_changed(dtype, rounding):
+    parameter, optimizer = make(torch.ones(2, 2), dtype, rounding)
+    double = Derived(lambda tensors: 2 * tensors[0].detach())
+    double.of([parameter])
+    parameter.grad.fill_(1)
+    optimizer.step(lr=0.5, scale=1.0)
+    assert torch.equal(double.of([parameter]), 2 * parameter.detach())
+    assert parameter[0, 0] < 0.6
 
 
 def test_a_state_of_another_kind_is_refused():

@@ -12,7 +12,7 @@ import email.utils
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -343,7 +343,8 @@ def openai_base(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _list_models(connection: Connection) -> list[dict[str, Any]]:
+def list_models(connection: Connection) -> list[dict[str, Any]]:
+    """What an OpenAI-compatible server says of each model that it serves."""
     reply = connection.call("GET", "/v1/models")
     if not isinstance(reply, dict) or not isinstance(reply.get("data"), list):
         raise RemoteError(f"GET {connection.url}/v1/models: no list of models in {str(reply)[:300]}")
@@ -352,7 +353,7 @@ def _list_models(connection: Connection) -> list[dict[str, Any]]:
 
 def choose_model(connection: Connection, name: str | None) -> dict[str, Any]:
     """What an OpenAI-compatible server says of the model of that name, or of the only one that it serves."""
-    listed = {str(entry["id"]): entry for entry in _list_models(connection)}
+    listed = {str(entry["id"]): entry for entry in list_models(connection)}
     if name is not None:
         return listed.get(name, {"id": name})
     if len(listed) != 1:
@@ -362,7 +363,7 @@ def choose_model(connection: Connection, name: str | None) -> dict[str, Any]:
 
 def served_folder(url: str, **connection: Any) -> str:
     """Folder or hub id of the only model that an OpenAI-compatible server serves, as far as it says so."""
-    entries = _list_models(Connection(openai_base(url), **connection))
+    entries = list_models(Connection(openai_base(url), **connection))
     if len(entries) != 1:
         raise ConfigError(f"{url} serves {len(entries)} models; name the one to use with --model")
     return str(entries[0].get("root") or entries[0]["id"])
@@ -381,17 +382,28 @@ class OpenAIClient:
         model: the name it is served under; the only one that the server lists, by default.
         top: how many likeliest tokens a position to ask for when scoring; alternatives that are not among them cost
             a request each.
+        options: further keys of every generation request. With `return_token_ids` a completion has the very tokens that
+            the server sampled, or there is none; otherwise its text may be tokenised again.
         connection: options of `Connection`.
 
     Attributes:
+        model: the name that it asks for.
         window: most tokens that the server takes at once, if it says so.
     """
 
     def __init__(
-        self, url: str, encoder: Encoder, *, model: str | None = None, top: int = 20, **connection: Any
+        self,
+        url: str,
+        encoder: Encoder,
+        *,
+        model: str | None = None,
+        top: int = 20,
+        options: Mapping[str, Any] | None = None,
+        **connection: Any,
     ) -> None:
         self.encoder = encoder
         self.top = top
+        self._options = options or {}
         self._tokenise = ContinuationTokeniser(encoder)
         self._connection = Connection(openai_base(url), **connection)
         entry = choose_model(self._connection, model)
@@ -432,13 +444,17 @@ class OpenAIClient:
             "seed": None if sampling.greedy else sampling.seed,
             "logprobs": 1 if sampling.logprobs else None,
         }
-        body |= {key: value for key, value in options.items() if value or value is False}
+        body |= {key: value for key, value in options.items() if value or value is False} | self._options
         choice, reply = self._ask(body)
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length"):
             raise RemoteError(f"{self._connection.url}: the server ended an answer with finish_reason {reason!r}")
         stop = choice.get("stop_reason")
         token_ids = choice.get("token_ids")
+        if token_ids is None and self._options.get("return_token_ids"):
+            raise RemoteError(
+                f"{self._connection.url} does not say which tokens it sampled (return_token_ids); a newer vLLM does"
+            )
         if token_ids is None:  # the protocol need not give them
             token_ids = [i for i in self.encoder.encode(choice["text"]).ids if i != self.encoder.bos_id]
         cached = ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0

@@ -67,7 +67,8 @@ def run(config: CaiConfig, display: Display | None = None) -> Result:
         models[RL_CAI] = Speaker(model=cai.reinforce(sl_cai, reward, config.ppo, files))
     if config.policy == "dpo" and config.dpo:
         models[RL_CAI] = Speaker(model=cai.learn_preferences(sl_cai, feedback, config.dpo, files))
-    return cai.report(models, sl_cai, reward, revised, feedback, held_out, files)
+    second = cai.train_second_reward(sl_cai, config.second_reward, files) if config.second_reward else None
+    return cai.report(models, reward, second, revised, feedback, held_out, files)
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,11 @@ class Cai:
         train = self._preferences(feedback, files)
         return self.training.train("reward", self.config.reward, sl_cai, train, files.pairs.validation, role="reward")
 
+    def train_second_reward(self, sl_cai: str, settings: TrainSettings, files: Files) -> str:
+        """A reward model that knows only the pairs which test the first one."""
+        train = [TrainFile(path=str(files.test_pairs))]
+        return self.training.train("second-reward", settings, sl_cai, train, files.pairs.validation, role="reward")
+
     def reinforce(self, sl_cai: str, reward: str, step: PPOStep, files: Files) -> str:
         """Phase 2: the model learns from the reward of its answers, to requests for harm and harmless ones."""
         prompts = (str(files.prompts.train), str(files.helpful.train))
@@ -294,11 +300,6 @@ class Cai:
         answers = list(jsonl.read(folder / "answers.jsonl", Answered))
         return answers, harm.summarise(answers) if sandbox else None
 
-    def train_second_reward(self, sl_cai: str, settings: TrainSettings, files: Files) -> str:
-        """A reward model of the pairs that the first one was tested on, and saw nothing of."""
-        train = [TrainFile(path=str(files.test_pairs))]
-        return self.training.train("second-reward", settings, sl_cai, train, files.pairs.validation, role="reward")
-
     def measure_gain(self, name: str, reward: str, before: Sequence[Answered], after: Sequence[Answered]) -> Gain:
         """By how much a reward model likes the answers of one model better than another's to the same requests."""
 
@@ -324,8 +325,8 @@ class Cai:
     def report(
         self,
         models: Mapping[str, Speaker],
-        sl_cai: str,
         reward: str,
+        second: str | None,
         revised: Path,
         feedback: Feedback,
         held_out: Feedback,
@@ -337,8 +338,6 @@ class Cai:
         ours = {name: model.model for name, model in models.items() if model.model and not model.urls}
         if config.data and config.model:  # on real data, what all of it changes, and the reward model's own view
             ours = {BASE: config.model, **ours, REWARD: reward}
-        tested = self.measure_pairs("reward-accuracy", reward, files.test_pairs)
-        second = self.train_second_reward(sl_cai, config.second_reward, files) if config.second_reward else None
         trained = self._policy_training(reward, second, measured) if RL_CAI in measured else None
         run = cai_report.Run(
             title=config.title,
@@ -349,7 +348,7 @@ class Cai:
             harm={name: report for name, (_, report) in measured.items() if report},
             judge=held_out.report,
             oracle_agreement=_agreement(held_out.pairs) if config.sandbox else None,
-            reward=tested,
+            reward=self.measure_pairs("reward-accuracy", reward, files.test_pairs),
             second_reward=second and self.measure_pairs("second-reward-accuracy", second, files.pairs.validation),
             hhh={
                 name: self.measure_pairs(f"hhh-{name}", model, files.hhh)

@@ -164,8 +164,8 @@ class CaiConfig(Config):
         policy: phase 2, what makes the RL-CAI model of the SL-CAI one: reinforcement learning on the reward model
             ("ppo"), or the pairs that this was trained on by themselves ("dpo"); the section of that name says how.
         ppo, dpo: these sections; without either the run ends with the reward model.
-        second_reward: another reward model, trained on the test pairs once the first one has been tested on them. What
-            the policy has gained is also measured in its eyes: a gain that only the first one sees is a weakness of it.
+        second_reward: another reward model, trained on the pairs that test the first. It measures the policy's gain
+            too: one that only the first sees is a weakness of the first.
         evaluation: of all models.
         inference: how models generate and score.
         targets: figures (`cai.harm_rate.sl_cai`, or `cai.hhh` for all of its models) -> bound; those of `ppo` and of

@@ -7,6 +7,7 @@ In: a `PPORecipe`: a policy, prompts, a critic that begins as a reward model, fu
     samples.jsonl              some responses of each step
     checkpoints/step-N/        the actor's training state
     critic/step-N/             the critic's, unless it is served elsewhere
+    rollouts/                  the actor's newest weights, where a vLLM server samples from them
     best/, last/               model folders: highest mean validation score, and the end
     result.json                written last: the run is done
 
@@ -38,6 +39,7 @@ from steersman.config import Config
 from steersman.errors import ConfigError, DataError
 from steersman.generation.conditioned import answer_request, answer_text
 from steersman.generation.engine import Engine
+from steersman.generation.vllm import VllmSampler
 from steersman.locks import hold
 from steersman.models.adapters import LoraConfig
 from steersman.models.load import LoadedModel, load_model, plain_model, prepare_for_training, save_model
@@ -49,7 +51,7 @@ from steersman.pipelines.opened import open_predictor
 from steersman.randomness import derive_seed
 from steersman.records import Completion, Conversation, Message
 from steersman.scoring.rewards import RewardModel
-from steersman.seams import Critic, GenerationRequest, Progress, Sampling
+from steersman.seams import Critic, GenerationRequest, Generator, Progress, Sampling
 from steersman.serving.remote_critic import RemoteCritic
 from steersman.sources.prompts import parse_prompt
 from steersman.training import checkpoint, metrics, ppo
@@ -137,6 +139,26 @@ class RolloutValidation(Config):
     every: int = Field(default=10, ge=1)
 
 
+class RolloutServer(Config):
+    """A vLLM server that samples the responses, at the actor's weights of each step, instead of this process.
+
+    It must see the run's folder under the same path. Where an adapter is trained, it is started by
+    `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK`, otherwise by
+    `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL`.
+
+    Attributes:
+        url: of the server, with or without `/v1`.
+        model: what it calls the policy, if it serves several models.
+        concurrency: responses under way at once.
+        timeout: seconds that one response may take.
+    """
+
+    url: str
+    model: str | None = None
+    concurrency: int = Field(default=64, ge=1)
+    timeout: float = Field(default=600.0, gt=0)
+
+
 class PPOSettings(Config):
     """How to train, whatever the policy, the prompts and the critic.
 
@@ -146,6 +168,7 @@ class PPOSettings(Config):
         lora: train an adapter: the reference is then the same model without it. Otherwise it is a frozen copy.
         freeze, precision, activation_checkpointing: see `jobs.TrainSettings`.
         max_batch: most responses that are sampled at once.
+        rollout_server: samples them instead of this process.
         validation, checkpoint: when; a checkpoint is the actor's and the critic's.
         seed: of everything random.
         log: TensorBoard and Weights & Biases.
@@ -158,6 +181,7 @@ class PPOSettings(Config):
     precision: Precision = "auto"
     activation_checkpointing: bool = False
     max_batch: int = Field(default=32, ge=1)
+    rollout_server: RolloutServer | None = None
     validation: RolloutValidation = Field(default_factory=RolloutValidation)
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig(every=1))
     seed: int = 0
@@ -327,7 +351,7 @@ def _job(config: PPORecipe, actor: LoadedModel, critic: Critic, executor: Execut
             seed=config.seed,
         ),
         optim=config.optim,
-        generator=FreshEngine(actor, config.max_batch),
+        generator=_generator(config, actor),
         critic=critic,
         critic_weight=config.critic.weight,
         rewards={name: _reward(name, source) for name, source in config.rewards.items()},
@@ -340,6 +364,16 @@ def _job(config: PPORecipe, actor: LoadedModel, critic: Critic, executor: Execut
         folder=config.output / "checkpoints",
         seed=config.seed,
         save_best=lambda: save_model(actor, config.output / "best"),
+    )
+
+
+def _generator(config: PPORecipe, actor: LoadedModel) -> Generator:
+    """What samples from the actor as it is at each call."""
+    if config.rollout_server is None:
+        return FreshEngine(actor, config.max_batch)
+    options = config.rollout_server.model_dump()
+    return VllmSampler(
+        actor, options.pop("url"), config.output / "rollouts", api_key=os.environ.get("STEERSMAN_API_KEY"), **options
     )
 
 

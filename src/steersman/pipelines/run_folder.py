@@ -14,7 +14,7 @@ from steersman.config import Config
 from steersman.errors import OutputError
 from steersman.locks import LOCK
 
-SAME = ("output", "log", "critic.url", "critic.timeout")
+SAME = ("output", "log", "critic.url", "critic.timeout", "rollout_server.url", "rollout_server.timeout")
 """What a run may change when it is run again: none of these changes a result."""
 
 
@@ -64,6 +64,6 @@ def _essence(config: Config) -> dict[str, Any]:
         *parents, name = path.split(".")
         section = data
         for parent in parents:
-            section = section.get(parent, {})
+            section = section.get(parent) or {}
         section.pop(name, None)
     return data

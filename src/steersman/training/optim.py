@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 from steersman.config import Config
@@ -193,6 +194,7 @@ class AdamW:
         for slot in self._slots.values():
             assert slot.parameter.grad is not None
             self._update(slot, slot.parameter.grad, lr, scale, generators[slot.parameter.device])
+            increment_version(slot.parameter)  # the fused step does not count as a write; see models.derived
 
     def _update(self, slot: _Slot, gradient: Tensor, lr: float, scale: float, generator: torch.Generator) -> None:
         for grad, *stored in zip(_blocks(gradient), *map(_blocks, slot.tensors.values()), strict=True):

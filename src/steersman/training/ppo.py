@@ -362,6 +362,8 @@ def train_step(job: PPOJob, step: int) -> Report:
         **{f"critic.{name}": value for name, value in _means(critic_updates).items()},
         **{f"seconds.{name}": value for name, value in clock.seconds.items()},
     }
+    if (sampled := [x for one in responses for x in one.completion.logprobs or ()]) and len(sampled) == num_actions:
+        metrics["sampler_kl"] = float((torch.tensor(sampled) - logprobs_BT[mask_BT]).mean())
     samples = [
         {
             "prompt": response.question.request.prompt.text,
