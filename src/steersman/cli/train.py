@@ -93,12 +93,15 @@ def dpo(recipe: Recipe, overrides: Overrides = None) -> None:
 def ppo(recipe: Recipe, overrides: Overrides = None) -> None:
     """Improve a model's answers by PPO against a reward model, a Python function, or a predictor's attributes.
 
-    The critic runs in this process, or elsewhere (`steersman serve-critic`). In a terminal a table follows rewards,
-    divergence, lengths and a sample of every step.
+    The critic runs in this process, or elsewhere (`steersman serve-critic`). Responses are sampled in this process, or by
+    a vLLM server that sees the output folder under the same path and takes weights from it: of an adapter when it runs
+    under VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 with --enable-lora --max-lora-rank RANK, of the whole model under
+    VLLM_SERVER_DEV_MODE=1. In a terminal a table follows rewards, divergence, lengths and a sample of every step.
 
     ```
     steersman train ppo recipes/ppo-gemma-270m.yaml model=runs/sft/best output=runs/ppo
     steersman train ppo ppo.yaml critic.url=http://127.0.0.1:5567 critic.model=null critic.training=null
+    steersman train ppo ppo.yaml rollout_server.url=http://127.0.0.1:8000/v1
     ```
     """
     from steersman import config
