@@ -444,7 +444,8 @@ class OpenAIClient:
             "seed": None if sampling.greedy else sampling.seed,
             "logprobs": 1 if sampling.logprobs else None,
         }
-        body |= {key: value for key, value in options.items() if value or value is False} | self._options
+        body |= {key: value for key, value in options.items() if value or value is False}
+        body |= self._options
         choice, reply = self._ask(body)
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length"):

@@ -349,7 +349,9 @@ class Cai:
             judge=held_out.report,
             oracle_agreement=_agreement(held_out.pairs) if config.sandbox else None,
             reward=self.measure_pairs("reward-accuracy", reward, files.test_pairs),
-            second_reward=second and self.measure_pairs("second-reward-accuracy", second, files.pairs.validation),
+            second_reward=self.measure_pairs("second-reward-accuracy", second, files.pairs.validation)
+            if second
+            else None,
             hhh={
                 name: self.measure_pairs(f"hhh-{name}", model, files.hhh)
                 for name, model in ours.items()
@@ -379,7 +381,7 @@ class Cai:
             steps=metrics.read(self.stages.folder / method / "run"),
             seconds=self.stages.manifests[method].seconds,
             gain=self.measure_gain("reward-gain", reward, before, after),
-            second_gain=second and self.measure_gain("second-reward-gain", second, before, after),
+            second_gain=self.measure_gain("second-reward-gain", second, before, after) if second else None,
         )
 
     # --- What the steps share
