@@ -93,9 +93,9 @@ def dpo(recipe: Recipe, overrides: Overrides = None) -> None:
 def ppo(recipe: Recipe, overrides: Overrides = None) -> None:
     """Improve a model's answers by PPO against a reward model, a Python function, or a predictor's attributes.
 
-    The critic runs in this process, or elsewhere (`steersman serve-critic`). Responses are sampled in this process, or by
-    a vLLM server that sees the output folder under the same path and takes weights from it: of an adapter when it runs
-    under VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 with --enable-lora --max-lora-rank RANK, of the whole model under
+    The critic runs in this process, or elsewhere (`steersman serve-critic`). Responses are sampled in this process, or
+    by a vLLM server that sees the output folder under the same path and takes weights from it: of an adapter when it
+    runs under VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 with --enable-lora --max-lora-rank RANK, of the whole model under
     VLLM_SERVER_DEV_MODE=1. In a terminal a table follows rewards, divergence, lengths and a sample of every step.
 
     ```
