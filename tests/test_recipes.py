@@ -114,10 +114,10 @@ def test_a_wrong_key_of_a_cai_recipe_is_named(override: str, message: str) -> No
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("section", ["reward", "dpo"])
+@pytest.mark.parametrize("section", ["reward", "dpo", "second_reward"])
 def test_what_compares_pairs_takes_pairs(section: str) -> None:
     changed = [f"{section}.batch.pairs=null", f"{section}.batch.sequences=8"]
-    with pytest.raises(ConfigError, match="reward and dpo compare pairs"):
+    with pytest.raises(ConfigError, match="reward, dpo and second_reward compare pairs"):
         config.load(RECIPES / "cai-gemma-270m.yaml", CaiConfig, changed)
 
 
