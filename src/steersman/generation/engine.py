@@ -400,7 +400,7 @@ class Engine:
         if not ready:
             return
         logits_RV = self._guided_logits(ready)
-        if not all(job.is_argmax for job in ready):  # or else to widen them would take longer than to find the largest
+        if not all(job.is_argmax for job in ready):  # the largest alone is found as well among narrow ones
             logits_RV = logits_RV.float()
         plain_logits = {
             row: logits_RV[row].clone() if job.alters_logits else logits_RV[row]

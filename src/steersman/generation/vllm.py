@@ -2,7 +2,8 @@
 
 Weights travel through the file system: whenever they have changed since the server last sampled, they are saved below a
 folder that it sees under the same path, and it is told to load them. An adapter is loaded beside the base model that
-the server was started with, under a new name each time; other weights take the place of the server's own.
+the server was started with, under a new name each time; other weights take the place of the server's own. How the
+server has to be started for that is said in `ADAPTER_HINT` and `WEIGHTS_HINT`.
 """
 
 import hashlib
@@ -51,10 +52,9 @@ class VllmSampler:
         self._connection = Connection(openai_base(url), **connection)
         self._numbers = count(1)
         self._run = f"steersman-{hashlib.sha256(str(self._folder).encode()).hexdigest()[:12]}-"
-        listed = [str(entry["id"]) for entry in list_models(self._connection)]
-        left = [name for name in listed if name.startswith(self._run)]
-        for name in left:
-            self._unload(name)
+        for name in (str(entry["id"]) for entry in list_models(self._connection)):
+            if name.startswith(self._run):
+                self._unload(name)
         shutil.rmtree(self._folder, ignore_errors=True)
         options = {"return_token_ids": True, "stop_token_ids": list(loaded.encoder.eos_ids)}
         self._client = OpenAIClient(url, loaded.encoder, model=model, options=options, **connection)

@@ -142,9 +142,7 @@ class RolloutValidation(Config):
 class RolloutServer(Config):
     """A vLLM server that samples the responses, at the actor's weights of each step, instead of this process.
 
-    It must see the run's folder under the same path. Where an adapter is trained, it is started by
-    `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK`, otherwise by
-    `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL`.
+    It must see the run's folder under the same path, and be started as `generation.vllm` says.
 
     Attributes:
         url: of the server, with or without `/v1`.
