@@ -29,9 +29,10 @@ from steersman.records import Completion
 from steersman.seams import Failure, GenerationRequest, Progress
 from steersman.sources.chat_text import ChatText
 
+NEXT_TURN = "\n\nHuman:"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TRANSCRIPT = ChatText(
-    system_format="", user_format="\n\nHuman: {MESSAGE}\n\nAssistant:", assistant_format=" {MESSAGE}", eos_token=""
+    system_format="", user_format=f"{NEXT_TURN} {{MESSAGE}}\n\nAssistant:", assistant_format=" {MESSAGE}", eos_token=""
 )
 
 
@@ -59,14 +60,17 @@ class Transformers:
         return [found[index] for index in range(len(requests))]
 
 
-class NeverSilent:
-    """A ChatModel whose empty replies are a full stop, so that every prompt goes through every step."""
+class Tame:
+    """A ChatModel whose replies end where the next turn begins and are never empty, so that every prompt goes through
+    every step."""
 
     def __init__(self, chat: ChatModel) -> None:
         self.chat = chat
 
     def reply(self, requests: Sequence[ChatRequest], progress: Progress | None = None) -> list[Completion]:
-        return [reply if reply.text else reply.model_copy(update={"text": "."}) for reply in self.chat.reply(requests)]
+        replies = self.chat.reply(requests)
+        texts = (reply.text.partition(NEXT_TURN)[0].strip() for reply in replies)
+        return [reply.model_copy(update={"text": text or "."}) for reply, text in zip(replies, texts, strict=True)]
 
     def try_reply(
         self, requests: Sequence[ChatRequest], progress: Progress | None = None
@@ -111,7 +115,7 @@ def main() -> None:
     )
 
     def reviser(generator: Engine | Transformers) -> Reviser:
-        chat = NeverSilent(TemplatedChat(generator, loaded.encoder.template, "", formats=TRANSCRIPT))
+        chat = Tame(TemplatedChat(generator, loaded.encoder.template, "", formats=TRANSCRIPT))
         return Reviser(chat=chat, principles=principles, config=config, examples=examples, forget=engine.forget)
 
     ours_rates, their_rates, same = [], [], []
