@@ -56,6 +56,15 @@ def test_families_take_at_most_a_micro_batch_and_half_a_step():
     assert BatchConfig(sequences=8).max_family == 0
 
 
+def test_steps_that_surely_are_one_forward_pass():
+    def several(**config: int) -> bool:
+        return BatchConfig(micro_tokens=2048, **config).several_micro_batches(seq_len=256)
+
+    assert (several(tokens=2048), several(tokens=2049)) == (False, True)
+    assert (several(sequences=8), several(sequences=9)) == (False, True)
+    assert (several(pairs=4), several(pairs=5)) == (False, True)
+
+
 def test_the_order_is_a_function_of_the_seed():
     assert take(mix(alone(50), None, seed=3), 50) == take(mix(alone(50), None, seed=3), 50)
     assert take(mix(alone(50), None, seed=3), 50) != take(mix(alone(50), None, seed=4), 50)

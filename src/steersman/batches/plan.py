@@ -44,14 +44,14 @@ class BatchConfig(Config):
         return self.sequences or self.pairs
 
     @property
-    def several_micro_batches(self) -> bool:
-        """Whether a step may need more than one forward pass."""
-        return self.tokens is None or self.tokens > self.micro_tokens
-
-    @property
     def max_family(self) -> int:
         """Most inputs of sequences that come together: at most half a step, and none where they are counted."""
         return 0 if self.tokens is None else min(self.tokens // 2, self.micro_tokens)
+
+    def several_micro_batches(self, seq_len: int) -> bool:
+        """Whether a step of sequences of at most `seq_len` inputs may need more than one forward pass."""
+        num_sequences = self.sequences or 2 * (self.pairs or 0)
+        return (self.tokens or num_sequences * seq_len) > self.micro_tokens
 
 
 class Draw(NamedTuple):

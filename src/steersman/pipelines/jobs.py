@@ -398,7 +398,7 @@ def _job(
             config.optim,
             rounding="stochastic" if config.precision == "bfloat16-stochastic" else "master",
             seed=config.seed,
-            sums=config.batch.several_micro_batches or mesh.size > 1,
+            sums=config.batch.several_micro_batches(config.seq_len) or mesh.size > 1,
         ),
         batches=batches,
         num_steps=num_steps,

@@ -95,12 +95,12 @@ def split_master(values: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 values as bf16, rounded to nearest (away from zero at a tie), and what that took from their bits (i16)."""
     bits = values.view(torch.int32)
     upper = (bits + 2**15) >> 16
-    return upper.to(torch.int16).view(torch.bfloat16), (bits - (upper << 16)).to(torch.int16)
+    return upper.to(torch.int16).view(torch.bfloat16), bits.to(torch.int16)  # bits that do not fit are dropped
 
 
 def join_master(upper: Tensor, lower: Tensor) -> Tensor:
     """The fp32 values of which `split_master` made these, bit by bit."""
-    return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
+    return torch.add(lower.to(torch.int32), upper.view(torch.int16), alpha=2**16).view(torch.float32)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
