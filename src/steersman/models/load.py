@@ -26,6 +26,7 @@ from steersman.errors import ModelError, OutputError
 from steersman.models.adapters import TRAINED_PARTS, LoraConfig, add_lora, has_adapter, read_adapter
 from steersman.models.attention import IMPLEMENTATION, Segments
 from steersman.models.heads import load_with_head, new_with_head, output_names
+from steersman.models.norms import lighten
 from steersman.models.weights import from_pretrained
 from steersman.text.export import export_chat_template
 from steersman.text.tokenize import Encoder, add_control_tokens, load_tokenizer
@@ -249,6 +250,7 @@ def load_model(
             else:
                 model = AutoModelForCausalLM.from_config(config, **options)
         model = model.to(device)
+    lighten(model)
     return LoadedModel(model.eval(), Encoder(tokenizer, card.template), card, path)
 
 
