@@ -2,7 +2,8 @@
 
     python bench/reward_rate.py [--model models/gemma-3-270m] [--toy]
 
-Both get the same texts of the same pairs, the same model, four pairs a step, fp32 master weights and bf16 compute.
+Both get the same texts of the same pairs, the same model, four pairs a step, fp32 master weights, bf16 compute and
+AdamW without decay, which is TRL's default.
 """
 
 import itertools
@@ -40,7 +41,7 @@ def ours(model: str, folder: str, seq_len: int, steps: int) -> Numbers:
         "role": "reward", "model": model, "template": {"control": "text"},
         "data": {"train": [{"path": f"{folder}/pairs.jsonl"}]}, "seq_len": seq_len,
         "batch": {"pairs": PAIRS, "micro_tokens": 2 * PAIRS * seq_len}, "steps": steps,
-        "optim": {"lr": 1e-5}, "precision": "bfloat16", "checkpoint": {"every": None},
+        "optim": {"lr": 1e-5, "weight_decay": 0.0}, "precision": "bfloat16", "checkpoint": {"every": None},
     }  # fmt: skip
 
     def note(report: Report) -> None:

@@ -54,6 +54,61 @@ def test_equals_torch_whatever_the_block(monkeypatch, block):
     torch.testing.assert_close(parameter, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_without_a_gradient_so_far_are_left_out_and_nothing_else_is(monkeypatch, dtype):
+    monkeypatch.setattr("steersman.training.optim.VOCABULARY", 8)
+    torch.manual_seed(0)
+    start = torch.randn(8, 16)
+    parameter, optimizer = make(start, dtype, weight_decay=0.0)
+    theirs = nn.Parameter(parameter.detach().float())
+    reference = torch.optim.AdamW([theirs], lr=0.01, betas=optimizer.config.betas, weight_decay=0.0)
+    updated = []
+    update_all = optimizer._update_all
+    monkeypatch.setattr(
+        optimizer,
+        "_update_all",
+        lambda slot, parts, *rest: updated.append(len(parts[0])) or update_all(slot, parts, *rest),
+    )
+    for rows in ([], [1], [6, 1], [2], [], [0, 1, 2, 3, 4], [5], [7], [3]):
+        theirs.grad = torch.zeros(8, 16)
+        theirs.grad[rows] = torch.randn(len(rows), 16).bfloat16().float()
+        parameter.grad = theirs.grad.clone()
+        assert optimizer.gradient_norm() == pytest.approx(theirs.grad.norm().item())
+        optimizer.step(lr=0.01, scale=1.0)
+        assert not parameter.grad.any()
+        reference.step()
+        state = optimizer.state()
+        ours = parameter if dtype == torch.float32 else join_master(state["w.weight"], state["w.lower"])
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert updated == [0, 1, 2, 3, 3, 8, 8, 8, 8]  # beyond a half they go all together
+    assert all(optimizer._slots["w"].moved)
+
+
+def test_rows_that_moved_before_a_checkpoint_go_on_moving(monkeypatch):
+    monkeypatch.setattr("steersman.training.optim.VOCABULARY", 8)
+
+    def step(parameter, optimizer, *rows):
+        parameter.grad[list(rows)] = 1.0
+        optimizer.step(lr=0.01, scale=1.0)
+
+    parameter, optimizer = make(torch.ones(8, 16), weight_decay=0.0)
+    step(parameter, optimizer, 2, 3)
+    other, resumed = make(torch.zeros(8, 16), weight_decay=0.0)
+    resumed.load_state({name: tensor.clone() for name, tensor in optimizer.state().items()}, num_steps=1)
+    for each in ((parameter, optimizer), (other, resumed)):
+        step(*each, 5)
+    assert torch.equal(other, parameter)
+    assert (other[2] < 0.985).all()  # two steps of about 0.01
+    assert (other[0] == 1).all()
+
+
+def test_decay_moves_every_row(monkeypatch):
+    monkeypatch.setattr("steersman.training.optim.VOCABULARY", 2)
+    parameter, optimizer = make(torch.ones(4, 2), weight_decay=0.5)
+    optimizer.step(lr=0.5, scale=1.0)
+    assert parameter.tolist() == [[0.75] * 2] * 4
+
+
 def test_master_weights_take_steps_that_bf16_would_round_away():
     parameter, optimizer = make(torch.full((4, 4), 1.0), torch.bfloat16, weight_decay=0.0)
     assert parameter.grad_dtype == torch.float32

@@ -14,10 +14,13 @@ rounded away; two remedies are offered:
 
 All the work is done on blocks that fit the processor's cache, so weights, moments and gradients cross the memory bus
 once a step. As in NeMo everything decays except norms and biases, that is, all that has fewer than two dimensions.
+
+Without decay a row of a weight stays as it is until it has had a gradient. Of an input embedding that is most of the
+vocabulary, for good; a step leaves such rows out.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +37,8 @@ from steersman.randomness import derive_seed
 Rounding = Literal["master", "stochastic"]
 
 CPU_BLOCK, GPU_BLOCK = 2**17, 2**26  # elements
+VOCABULARY = 2**14
+"""Rows from which on a weight is taken for an embedding, where it pays to ask which of them have a gradient."""
 
 
 class OptimConfig(Config):
@@ -113,6 +118,17 @@ def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     return torch.split(tensor.view(-1), CPU_BLOCK if tensor.device.type == "cpu" else GPU_BLOCK)
 
 
+def _nonzero_rows(matrix_RC: Tensor) -> Tensor:
+    """Which rows are not all zeros: bool[R]."""
+    row_bytes = matrix_RC.shape[1] * matrix_RC.element_size()
+    return ((matrix_RC.view(torch.int64) if row_bytes % 8 == 0 else matrix_RC) != 0).any(1)
+
+
+def _few(chosen_R: Tensor) -> Tensor | None:
+    """The indices of the chosen rows, if they are few enough to be worth taking out."""
+    return chosen_R.nonzero()[:, 0] if int(chosen_R.sum()) <= len(chosen_R) // 2 else None
+
+
 def _noise(num: int, generator: torch.Generator) -> Tensor:
     """i32[num], uniform on [0, 2^16): four from each 64-bit draw."""
     draws = torch.empty((num + 3) // 4, dtype=torch.int64, device=generator.device)
@@ -122,12 +138,36 @@ def _noise(num: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class _Slot:
-    """One parameter and its state; `lower` is what an fp32 weight has beyond it, under "master"."""
+    """One parameter and its state.
+
+    Attributes:
+        lower: what an fp32 weight has beyond it, under "master".
+        moved: which rows have had a gradient: bool[R]; None where that is not asked.
+    """
 
     parameter: nn.Parameter
     exp_avg: Tensor
     exp_avg_sq: Tensor
     lower: Tensor | None
+    moved: Tensor | None
+
+    @property
+    def gradient(self) -> Tensor:
+        assert self.parameter.grad is not None
+        return self.parameter.grad
+
+    @property
+    def compact_gradient(self) -> Tensor:
+        """The gradient, or those of its rows that are not all zeros."""
+        may_rest = self.moved is not None and not self.moved.all()
+        rows = _few(_nonzero_rows(self.gradient)) if may_rest else None
+        return self.gradient if rows is None else self.gradient[rows]
+
+    def moving_rows(self) -> Tensor | None:
+        """Indices of the rows that have had a gradient, this one included; None for all."""
+        if self.moved is None or self.moved.all():
+            return None
+        return _few(self.moved.logical_or_(_nonzero_rows(self.gradient)))
 
     @property
     def decays(self) -> bool:
@@ -170,7 +210,12 @@ class AdamW:
                 parameter.grad_dtype = torch.float32 if sums else torch.bfloat16
             parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
             exp_avg, exp_avg_sq = (torch.zeros_like(parameter, dtype=dtype) for _ in range(2))
-            self._slots[name] = _Slot(parameter, exp_avg, exp_avg_sq, lower)
+            rests = parameter.ndim == 2 and len(parameter) >= VOCABULARY and not config.weight_decay
+            keeps_bits = (
+                lower is not None or parameter.dtype != torch.bfloat16
+            )  # stochastic rounding draws for all rows
+            moved = exp_avg.new_zeros(len(parameter), dtype=torch.bool) if rests and keeps_bits else None
+            self._slots[name] = _Slot(parameter, exp_avg, exp_avg_sq, lower, moved)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -179,9 +224,8 @@ class AdamW:
     @torch.no_grad()
     def gradient_norm(self) -> float:
         """L2 norm over all gradients."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        parts = (part for gradient in gradients for part in _blocks(gradient))  # which may be widened
-        norms = [torch.linalg.vector_norm(part, dtype=_wide(part)) for part in parts]
+        parts = (part for slot in self._slots.values() for part in _blocks(slot.compact_gradient))
+        norms = [torch.linalg.vector_norm(part, dtype=_wide(part)) for part in parts]  # which may be widened
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
@@ -192,12 +236,23 @@ class AdamW:
         for generator in generators.values():
             generator.manual_seed(derive_seed(self.seed, "rounding", self.num_steps))
         for slot in self._slots.values():
-            assert slot.parameter.grad is not None
-            self._update(slot, slot.parameter.grad, lr, scale, generators[slot.parameter.device])
+            self._update(slot, lr, scale, generators[slot.parameter.device])
             increment_version(slot.parameter)  # the fused step does not count as a write; see models.derived
 
-    def _update(self, slot: _Slot, gradient: Tensor, lr: float, scale: float, generator: torch.Generator) -> None:
-        for grad, *stored in zip(_blocks(gradient), *map(_blocks, slot.tensors.values()), strict=True):
+    def _update(self, slot: _Slot, lr: float, scale: float, generator: torch.Generator) -> None:
+        tensors = [slot.gradient, *slot.tensors.values()]
+        rows = slot.moving_rows()
+        parts = tensors if rows is None else [tensor[rows] for tensor in tensors]
+        self._update_all(slot, parts, lr, scale, generator)
+        if rows is not None:
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor[rows] = part
+
+    def _update_all(
+        self, slot: _Slot, tensors: Sequence[Tensor], lr: float, scale: float, generator: torch.Generator
+    ) -> None:
+        """The step of a gradient and what `slot.tensors` names, or of some rows of each; the gradient becomes zero."""
+        for grad, *stored in zip(*map(_blocks, tensors), strict=True):
             parameter, *moments = stored[:3]
             weight = parameter.to(_wide(parameter)) if slot.lower is None else join_master(parameter, stored[3])
             exp_avg, exp_avg_sq = (moment.to(_wide(moment)) for moment in moments)
@@ -252,3 +307,6 @@ class AdamW:
         self.num_steps = num_steps
         for name, tensor in own.items():
             tensor.copy_(state[name])
+        for slot in self._slots.values():
+            if slot.moved is not None:
+                torch.logical_or(_nonzero_rows(slot.exp_avg), _nonzero_rows(slot.exp_avg_sq), out=slot.moved)
