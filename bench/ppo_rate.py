@@ -5,9 +5,9 @@
 A step samples 16 responses of exactly 48 tokens at temperature 1 to the same token ids, all from one model, scores them
 by one reward model and learns from them in two optimiser steps: policy and critic have bf16 weights and an adapter of
 rank 16 each, the reference is the policy without its adapter. All responses count, as if they had ended. The first
-step warms up. The learning rate is next to nothing, so that both sides sample from the same policy throughout: their
-mean rewards must agree within four standard errors, once there are three runs to tell them by. TRL gets the better of
-two batch sizes while sampling, by two steps of each.
+step warms up. The learning rate is next to nothing, so that both sides sample from the same policy throughout, each run
+with another seed: their mean rewards must agree within four standard errors, once there are three runs to tell them by.
+TRL gets the better of two batch sizes while sampling, by two steps of each.
 
 Their reward model, critic and reference run over padded rows; ours are packed, and reward model and critic are one
 frozen model with an adapter on or off. Saving is left out on either side.
@@ -54,7 +54,14 @@ def critic_training() -> dict[str, Any]:
 
 
 def run_ours(
-    model: str, folder: str, steps: int, response: int, parts: int, critic: Critic, on_step: Callable[[Any], Any]
+    model: str,
+    folder: str,
+    steps: int,
+    response: int,
+    parts: int,
+    critic: Critic,
+    on_step: Callable[[Any], Any],
+    seed: int = 0,
 ) -> None:
     """Our loop, whose rollouts come in so many parts; responses all have the same length and count as ended."""
     from steersman.config import validate
@@ -76,12 +83,12 @@ def run_ours(
                 "rollout": {"samples": SAMPLES, "micro_batch": SAMPLES // parts, "max_tokens": response},
             },
             "optim": {"lr": STANDSTILL}, "lora": {"rank": RANK, "alpha": 2 * RANK}, "precision": "bfloat16",
-            "checkpoint": {"every": None}, "critic": critic,
+            "checkpoint": {"every": None}, "critic": critic, "seed": seed,
         }  # fmt: skip
         ppo.run_ppo(validate(recipe, ppo.PPORecipe, "bench"), on_step)
 
 
-def ours(model: str, folder: str, steps: int, response: int) -> Numbers:
+def ours(model: str, folder: str, steps: int, response: int, seed: int) -> Numbers:
     """Our loop in one process."""
     times, rewards = [time.perf_counter()], []
 
@@ -90,11 +97,11 @@ def ours(model: str, folder: str, steps: int, response: int) -> Numbers:
         rewards.append(report.metrics["rewards"])
 
     critic = {"model": f"{folder}/reward", "training": critic_training()}
-    run_ours(model, folder, steps, response, 1, critic, note)
+    run_ours(model, folder, steps, response, 1, critic, note, seed)
     return summary(differences(times), rewards)
 
 
-def trl(model: str, folder: str, steps: int, response: int, rows: int) -> Numbers:
+def trl(model: str, folder: str, steps: int, response: int, rows: int, seed: int) -> Numbers:
     """PPOTrainer, so many rows at once while sampling."""
     import torch
     from datasets import Dataset
@@ -136,7 +143,7 @@ def trl(model: str, folder: str, steps: int, response: int, rows: int) -> Number
             local_rollout_forward_batch_size=rows, total_episodes=steps * SAMPLES, num_ppo_epochs=1,
             response_length=response, temperature=1.0, learning_rate=STANDSTILL, kl_coef=0.01, bf16=False,
             use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, logging_steps=1,
-            num_sample_generations=0, save_strategy="no", report_to="none", disable_tqdm=True,
+            num_sample_generations=0, seed=seed, save_strategy="no", report_to="none", disable_tqdm=True,
         ),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
@@ -194,6 +201,12 @@ def check_same(ours: Sequence[Numbers], theirs: Sequence[Numbers]) -> None:
     assert len(one) < 3 or abs(mean(one) - mean(other)) < 4 * error, f"rewards {one} and {other} differ"
 
 
+def seeded(side: Callable[..., Numbers]) -> Callable[[], Numbers]:
+    """A side whose every run has another seed."""
+    seeds = itertools.count(1)
+    return lambda: side(seed=next(seeds))
+
+
 def main() -> None:
     options = inputs.parser(__doc__)
     options.add_argument("--steps", type=int, default=3, help="of a run; the first one warms up (%(default)s)")
@@ -207,9 +220,10 @@ def main() -> None:
             f"sampling {rows} at once": partial(sides.run, trl, python=python, **work, rows=rows)
             for rows in (SAMPLES, SAMPLES // 2)
         }
-        best, rates = sides.fastest({name: partial(way, steps=2) for name, way in ways.items()})
+        best, rates = sides.fastest({name: partial(way, steps=2, seed=0) for name, way in ways.items()})
         us = partial(sides.run, ours, **work)
-        found, theirs = sides.alternate(asked.runs, *(partial(side, steps=asked.steps) for side in (us, ways[best])))
+        each = (seeded(partial(side, steps=asked.steps)) for side in (us, ways[best]))
+        found, theirs = sides.alternate(asked.runs, *each)
         check_same(found, theirs)
         for name, unit, key in (("ppo_rate", "samples/s", "rate"), ("ppo_memory", "GB", "peak_gb")):
             write(
