@@ -50,7 +50,7 @@ PEERS = {
     "revise_rate": Figure("critique and revision", 3),
     "ppo_rate": Figure("PPO, LoRA", 3),
     "ppo_memory": Figure("  its peak memory", 0.6, cost=True),
-    "ppo_overlap": Figure("  a step, against its phases' sum", 0.75, cost=True),
+    "ppo_overlap": Figure("PPO: a step, against its phases' sum", 0.75, cost=True),
     "generate_prefix": Figure("generation, shared prefix", 3),
     "generate_mixed": Figure("generation, mixed lengths", 1.5),
     "generate_mixed_vllm": Figure("  against vLLM", 1),
