@@ -28,16 +28,12 @@ def normalise(x: Tensor, weight_D: Tensor, eps: float, from_one: bool) -> tuple[
     wide = _wide(x)
     r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     n = wide.mul_(r)
-    return (n.mul_(_gain(weight_D, True)).to(x.dtype) if from_one else weight_D * n.to(x.dtype)), r
+    return (n.mul_(1.0 + weight_D.float()).to(x.dtype) if from_one else weight_D * n.to(x.dtype)), r
 
 
 def _wide(x: Tensor) -> Tensor:
     """A copy in fp32."""
     return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-
-
-def _gain(weight_D: Tensor, from_one: bool) -> Tensor:
-    return 1.0 + weight_D.float() if from_one else weight_D.float()
 
 
 class _Normalise(torch.autograd.Function):
@@ -54,7 +50,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight_D, r = ctx.saved_tensors
-        gain_D, size = _gain(weight_D, ctx.from_one), len(weight_D)
+        gain_D, size = weight_D.float() + float(ctx.from_one), len(weight_D)
         gradient = _wide(gradients[0])
         n = _wide(x).mul_(r)
         weighted_RD = (n * gradient).view(-1, size)

@@ -210,11 +210,9 @@ class AdamW:
                 parameter.grad_dtype = torch.float32 if sums else torch.bfloat16
             parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
             exp_avg, exp_avg_sq = (torch.zeros_like(parameter, dtype=dtype) for _ in range(2))
-            rests = parameter.ndim == 2 and len(parameter) >= VOCABULARY and not config.weight_decay
-            keeps_bits = (
-                lower is not None or parameter.dtype != torch.bfloat16
-            )  # stochastic rounding draws for all rows
-            moved = exp_avg.new_zeros(len(parameter), dtype=torch.bool) if rests and keeps_bits else None
+            draws = lower is None and dtype == torch.bfloat16  # stochastic rounding, for all rows
+            asks = parameter.ndim == 2 and len(parameter) >= VOCABULARY and not (config.weight_decay or draws)
+            moved = exp_avg.new_zeros(len(parameter), dtype=torch.bool) if asks else None
             self._slots[name] = _Slot(parameter, exp_avg, exp_avg_sq, lower, moved)
 
     @property
