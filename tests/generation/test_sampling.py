@@ -8,7 +8,7 @@ import torch
 
 from steersman.errors import NonFiniteError
 from steersman.generation import sampling as module
-from steersman.generation.sampling import MAX_GUMBEL, Draw, choose, gumbel, largest, penalise
+from steersman.generation.sampling import BLOCK, Draw, choose, gumbel, largest, penalise
 from steersman.randomness import derive_seed
 from steersman.seams import Sampling
 
@@ -79,20 +79,35 @@ def test_a_nucleus_wider_than_the_first_look_is_found(monkeypatch):
     assert len(set(wide.tolist())) > 50
 
 
-def test_the_draw_is_the_argmax_over_all_perturbed_logits():
-    """Leaving out tokens that cannot win changes nothing."""
-    logits = 8 * torch.randn(500, 1000, generator=torch.Generator().manual_seed(1))
-    tokens = choose(logits, draws(Sampling(temperature=1.5), 500))
-    keys = torch.tensor([derive_seed(seed, 0) for seed in range(500)])
-    noise = gumbel(keys[:, None].expand(500, 1000), torch.arange(1000).expand(500, 1000))
-    assert tokens.tolist() == (logits / 1.5 + noise).argmax(-1).tolist()
+def test_a_draw_is_two_argmaxes_written_out():
+    vocabulary = 2 * BLOCK + 100  # the last block is a short one
+    logits = 8 * torch.randn(50, vocabulary, generator=torch.Generator().manual_seed(1))
+    tokens = choose(logits, draws(Sampling(temperature=1.5), 50)).tolist()
+    for seed, row in enumerate(logits / 1.5):
+        blocks = row.split(BLOCK)
+        noise = gumbel(torch.tensor(derive_seed(seed, 0)), torch.arange(vocabulary + len(blocks)))
+        block = int((torch.stack([block.logsumexp(0) for block in blocks]) + noise[vocabulary:]).argmax())
+        within = (blocks[block] + noise[:vocabulary].split(BLOCK)[block]).argmax()
+        assert tokens[seed] == block * BLOCK + int(within)
 
 
-def test_gumbel_noise_has_its_distribution_and_bound():
+@pytest.mark.parametrize("rules", [{}, {"top_k": 4}])
+def test_tokens_of_all_blocks_are_drawn_as_often_as_they_are_likely(rules):
+    logits = torch.full((2 * BLOCK + 100,), -30.0)
+    kept = {3: 0.1, BLOCK - 1: 0.3, BLOCK: 0.2, 2 * BLOCK + 99: 0.4}
+    for token, probability in kept.items():
+        logits[token] = math.log(probability)
+    drawn = choose(logits.expand(4000, -1), draws(Sampling(**rules), 4000))
+    counts = {token: int((drawn == token).sum()) for token in kept}
+    assert sum(counts.values()) == 4000
+    for token, probability in kept.items():
+        assert abs(counts[token] / 4000 - probability) < 4 * math.sqrt(probability * (1 - probability) / 4000)
+
+
+def test_gumbel_noise_has_its_distribution():
     noise = gumbel(torch.tensor(derive_seed(3, 7)), torch.arange(200_000))
     assert float(noise.mean()) == pytest.approx(0.57722, abs=0.01)
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.03)
-    assert float(noise.max()) <= MAX_GUMBEL
     neighbour = gumbel(torch.tensor(derive_seed(3, 8)), torch.arange(200_000))
     assert abs(float(torch.corrcoef(torch.stack([noise, neighbour]))[0, 1])) < 0.01
     assert abs(float(torch.corrcoef(torch.stack([noise[:-1], noise[1:]]))[0, 1])) < 0.01

@@ -46,7 +46,7 @@ def test_equals_plain_softmax_with_its_gradients(chunk, block, temperature, soft
     expected = plain(hidden, weight, targets, temperature, softcap)
     wanted = torch.autograd.grad(expected, (hidden, weight), list(upstream), retain_graph=True)
     how = {"temperature": temperature, "softcap": softcap}
-    logprobs, likeliest, entropies = token_scores(hidden, weight, targets, entropies=True, **how)
+    logprobs, likeliest, entropies = token_scores(hidden, weight, targets, entropies=True, entropy_gradient=True, **how)
     torch.testing.assert_close((logprobs, entropies), expected)
     assert torch.equal(likeliest, (hidden @ weight.T).argmax(-1) == targets)
     torch.testing.assert_close(torch.autograd.grad((logprobs, entropies), (hidden, weight), list(upstream)), wanted)
@@ -65,7 +65,8 @@ def test_gradcheck(softcap, entropies, monkeypatch):
     hidden, weight, targets = example(num_tokens=4)
 
     def total(hidden, weight):
-        scores = token_scores(hidden, weight, targets, entropies=entropies, temperature=0.7, softcap=softcap)
+        wanted = {"entropies": entropies, "entropy_gradient": entropies}
+        scores = token_scores(hidden, weight, targets, temperature=0.7, softcap=softcap, **wanted)
         return 0.3 * scores.logprobs_M.sum() + (2 * scores.entropies_M.sum() if entropies else 0)
 
     assert torch.autograd.gradcheck(total, (hidden, weight))
@@ -84,13 +85,35 @@ def test_the_weights_gradient_is_added_to_what_is_there(rows, block, monkeypatch
     torch.testing.assert_close(hidden.grad, wanted[0])
 
 
-def test_a_frozen_weight_gets_no_gradient():
+@pytest.mark.parametrize("entropies", [False, True])
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("block", [1, 4, 1000])
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (1.3, 2.0)])
+def test_a_frozen_weight_gets_no_gradient(chunk, block, temperature, softcap, entropies, monkeypatch):
+    monkeypatch.setattr("steersman.objectives.logprobs.CHUNK", chunk)
+    monkeypatch.setattr("steersman.objectives.logprobs.CPU_BLOCK", block * chunk)
     hidden, weight, targets = example()
-    wanted = torch.autograd.grad(plain(hidden, weight, targets)[0].sum(), hidden)[0]
+    upstream = torch.randn(len(targets), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = plain(hidden, weight, targets, temperature, softcap)
+    wanted = torch.autograd.grad(expected[0], hidden, upstream, retain_graph=True)[0]
+    how = {"temperature": temperature, "softcap": softcap}
     frozen = weight.detach()
-    token_scores(hidden, frozen, targets).logprobs_M.sum().backward()
-    assert frozen.grad is None
-    torch.testing.assert_close(hidden.grad, wanted)
+    scores = token_scores(hidden, frozen, targets, entropies=entropies, **how)
+    torch.testing.assert_close(torch.autograd.grad(scores.logprobs_M, hidden, upstream)[0], wanted)
+    assert not entropies or not scores.entropies_M.requires_grad
+
+    wanted = torch.autograd.grad(expected[1], hidden, upstream)[0]
+    scores = token_scores(hidden, frozen, targets, entropies=True, entropy_gradient=True, **how)
+    torch.testing.assert_close(torch.autograd.grad(scores.entropies_M, hidden, upstream)[0], wanted)
+
+
+def test_little_gradient_is_left_of_a_token_that_was_nearly_certain_but_that_is_right():
+    """Logits 10, 0, 0: 1 - p = 2 / (e^10 + 2), a tenth of what bf16 tells from 0 beside 1."""
+    weight = torch.tensor([[2.5, 0.75], [0.0, 1.0], [0.0, -0.5]], dtype=torch.bfloat16)
+    hidden = torch.tensor([[4.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    token_scores(hidden, weight, torch.tensor([0])).logprobs_M.sum().backward()
+    rest = 2 / (math.exp(10) + 2)  # the two others share it: dl/dh = rest (W_0 - (W_1 + W_2) / 2)
+    torch.testing.assert_close(hidden.grad.float(), rest * torch.tensor([[2.5, 0.5]]), rtol=0.01, atol=0)
 
 
 def test_without_gradients_only_the_scores_are_computed():

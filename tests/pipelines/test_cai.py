@@ -210,6 +210,7 @@ def test_on_real_data_the_start_and_the_reward_model_are_compared_too(
             "hhh": str(data / "hhh.jsonl"),
             "split_ratio": 0.5,
         },
+        "answers": {"answers": 6, "num_prompts": 6, "num_held_out": 4, "max_tokens": 120},
     }
     result, said = run(recipe)
     names = [line.partition(":")[0] for line in said if line.startswith("hhh-") and line.endswith(": runs")]

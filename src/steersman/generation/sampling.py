@@ -7,13 +7,14 @@ In this order, with x the logits of one row:
     top-k        keep x_i >= the k-th largest
     top-p        keep x_i >= the smallest logit of the nucleus: the likeliest tokens whose probability, renormalised
                  after top-k, reaches p (ties with the smallest are kept)
-    draw         argmax_i x_i + g_i over those kept, g_i = -log(-log u_i)   (the Gumbel-max trick: a softmax sample)
+    draw         first a block of tokens, argmax_b log(sum of exp x_i over those kept in b) + g_b, then one of it,
+                 argmax_i x_i + g_i, with g = -log(-log u)   (the Gumbel-max trick, twice: a softmax sample)
 
-Every truncation is a threshold on the logits, so nothing is sorted but the few largest. u_i is a hash of (the request's
-seed, how many tokens it has, i): a draw depends on neither neighbours nor the order of anything, and rounding of the
-logits can only change it when two perturbed logits nearly tie.
+Every truncation is a threshold on the logits, so nothing is sorted but the few largest, and all but a block needs no
+noise. u is a hash of (the request's seed, how many tokens it has, i or b): a draw depends on neither neighbours nor the
+order of anything, and rounding of the logits can only change it when two perturbed numbers nearly tie.
 
-Shapes: R rows, V vocabulary, M (row, token) pairs that can win the draw.
+Shapes: R rows, V vocabulary, B blocks of it, N tokens of a block.
 """
 
 import math
@@ -32,10 +33,8 @@ NUCLEUS_GUESS = 512
 COLDEST = 1e-5
 """A lower temperature counts as this one: the likeliest token all the same, and no division that overflows."""
 BLOCK = 512
-"""Logits of a row among which the largest is sought together."""
+"""Neighbours in the vocabulary, of which a row seeks the largest, or draws one, together."""
 UNIFORM_BITS = 32
-MAX_GUMBEL = -math.log(-math.log1p(-(2.0 ** -(UNIFORM_BITS + 1))))
-"""The largest noise that u, a multiple of 2^-32 plus one half of that, can give: about 22.9."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,25 @@ def check_finite(numbers: Tensor) -> None:
 def largest(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     """The largest logit of each row and its first place. `max` would be several times slower: it follows places through
     the whole row, where only the block with the largest one matters."""
-    (R, V), whole = logits_RV.shape, logits_RV.shape[1] // BLOCK * BLOCK
-    largest_RB = logits_RV[:, :whole].reshape(R, whole // BLOCK, BLOCK).amax(-1)
-    if whole < V:
-        largest_RB = torch.cat([largest_RB, logits_RV[:, whole:].amax(-1, keepdim=True)], dim=1)
+    largest_RB = torch.cat([block_RBN.amax(-1) for block_RBN in _blocks(logits_RV)], dim=1)
     top_R1 = largest_RB.amax(-1, keepdim=True)
-    place_RN = (largest_RB == top_R1).int().argmax(-1, keepdim=True) * BLOCK + torch.arange(BLOCK, device=top_R1.device)
-    in_block_RN = logits_RV.gather(1, place_RN.clamp_(max=V - 1))
+    in_block_RN, place_RN = _of_block(logits_RV, (largest_RB == top_R1).int().argmax(-1))
     return top_R1[:, 0], place_RN.gather(1, (in_block_RN == top_R1).int().argmax(-1, keepdim=True))[:, 0]
+
+
+def _blocks(logits_RV: Tensor) -> list[Tensor]:
+    """The whole blocks as [R, B, N], and what is left of the vocabulary as a last one."""
+    (R, V), whole = logits_RV.shape, logits_RV.shape[1] // BLOCK * BLOCK
+    left = [logits_RV[:, None, whole:]] if whole < V else []
+    return [logits_RV[:, :whole].reshape(R, whole // BLOCK, BLOCK), *left]
+
+
+def _of_block(logits_RV: Tensor, block_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of one block of each row, -inf beyond the vocabulary, and their tokens: both [R, N]."""
+    vocabulary = logits_RV.shape[1]
+    token_RN = block_R[:, None] * BLOCK + torch.arange(BLOCK, device=block_R.device)
+    logits_RN = logits_RV.gather(1, token_RN.clamp(max=vocabulary - 1))
+    return logits_RN.masked_fill_(token_RN >= vocabulary, -math.inf), token_RN
 
 
 def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -98,16 +108,16 @@ def _draw(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     temperature_R = torch.tensor([max(draw.sampling.temperature, COLDEST) for draw in draws], device=device)
     key_R = torch.tensor([derive_seed(draw.seed, draw.step) for draw in draws], device=device)
     scaled_RV = logits_RV / temperature_R[:, None]
-    threshold_R = _truncate(scaled_RV, [draw.sampling for draw in draws])
-    # The likeliest token takes part in every draw, so whoever cannot beat its perturbed logit is out.
-    top_R, likeliest_R = largest(scaled_RV)
-    floor_R = (top_R + gumbel(key_R, likeliest_R) - MAX_GUMBEL).float()
-    row_M, token_M = (scaled_RV >= torch.maximum(threshold_R, floor_R)[:, None]).nonzero(as_tuple=True)
-    perturbed_M = scaled_RV[row_M, token_M] + gumbel(key_R[row_M], token_M)
-    best_R = perturbed_M.new_full(top_R.shape, -math.inf).scatter_reduce(0, row_M, perturbed_M, "amax")
-    won_M = perturbed_M == best_R[row_M]
-    winner_R = torch.full_like(likeliest_R, logits_RV.shape[1])
-    return winner_R.scatter_reduce(0, row_M[won_M], token_M[won_M], "amin")  # of exact ties, the first
+    threshold_R1 = _truncate(scaled_RV, [draw.sampling for draw in draws])[:, None]
+    if threshold_R1.isfinite().any():
+        scaled_RV.masked_fill_(scaled_RV < threshold_R1, -math.inf)
+    weight_RV = (scaled_RV - scaled_RV.amax(-1, keepdim=True)).exp_()
+    weight_RB = torch.cat([block_RBN.sum(-1) for block_RBN in _blocks(weight_RV)], dim=1)
+    vocabulary, num_blocks = logits_RV.shape[1], weight_RB.shape[1]
+    number_B = vocabulary + torch.arange(num_blocks, device=device)  # noise that no token has
+    block_R = (weight_RB.log() + gumbel(key_R[:, None], number_B)).argmax(-1)
+    in_block_RN, token_RN = _of_block(scaled_RV, block_R)
+    return token_RN.gather(1, (in_block_RN + gumbel(key_R[:, None], token_RN)).argmax(-1, keepdim=True))[:, 0]
 
 
 def _truncate(scaled_RV: Tensor, samplings: Sequence[Sampling]) -> Tensor:

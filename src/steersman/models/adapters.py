@@ -56,7 +56,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, new_token_ids: list[int
         target_modules=config.targets,
         trainable_token_indices=rows if new_token_ids else None,
     )
-    return get_peft_model(model, peft_config)
+    return _lean(get_peft_model(model, peft_config))
 
 
 def read_adapter(model: PreTrainedModel, folder: str, *, judges: bool) -> "PeftModel":
@@ -65,7 +65,7 @@ def read_adapter(model: PreTrainedModel, folder: str, *, judges: bool) -> "PeftM
     from peft import PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     if not judges:
-        return PeftModel.from_pretrained(model, folder)
+        return _lean(PeftModel.from_pretrained(model, folder))
     peft_config = PeftLoraConfig.from_pretrained(folder)
     peft_config.task_type = TaskType.SEQ_CLS  # peft then copies the head, to train and save it with the adapter
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
@@ -74,7 +74,14 @@ def read_adapter(model: PreTrainedModel, folder: str, *, judges: bool) -> "PeftM
     weights = {f"base_model.model.{WEIGHT}": model.get_parameter(WEIGHT).clone(), **load_peft_weights(folder, "cpu")}
     adapted = get_peft_model(model, peft_config)
     set_peft_model_state_dict(adapted, weights)
-    return adapted
+    return _lean(adapted)
+
+
+def _lean(model: "PeftModel") -> "PeftModel":
+    from steersman.models.low_rank import lighten_lora
+
+    lighten_lora(model)
+    return model
 
 
 def has_adapter(model: "PreTrainedModel | PeftModel") -> bool:

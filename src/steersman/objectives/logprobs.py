@@ -13,6 +13,12 @@ three that cannot be avoided; storing them would take 2 V bytes a token and save
 exponentials are in fp32, matrix products in the precision of the inputs, and a chunk is long, so that the weight's
 gradient is passed over seldom.
 
+A frozen head, as beside adapters, needs two products: the forward pass then sums up, as it meets them, what
+
+    dl/dh = ((1 - p_target) W_target - sum_{v != target} p_v W_v) / t        (without a soft-cap)
+
+consists of. The target has a term of its own, since little is left of it where p_target is near 1.
+
 Shapes: M tokens of N sequences, C tokens in a chunk, H hidden size, V vocabulary, B of it in a block.
 """
 
@@ -46,6 +52,7 @@ def token_scores(
     targets_M: Tensor,
     *,
     entropies: bool = False,
+    entropy_gradient: bool = False,
     temperature: float = 1.0,
     softcap: float | None = None,
     weight_grad_VH: Tensor | None = None,
@@ -56,14 +63,15 @@ def token_scores(
         hidden_MH: hidden states, floating point.
         weight_VH: head weight, same dtype; no gradient is computed for it when it is frozen.
         targets_M: token ids, int64.
-        entropies: whether entropies are wanted.
+        entropies: whether entropies are wanted; they are constants, unless
+        entropy_gradient: they have a gradient.
         temperature: divides the logits.
         softcap: c of cap(z) = c tanh(z / c), or None.
         weight_grad_VH: where the weight's gradient is added at once, in place of another tensor of its size that
             autograd would carry there.
     """
     scores = _TokenScores.apply(  # type: ignore[no-untyped-call]
-        hidden_MH, weight_VH, targets_M, entropies, temperature, softcap, weight_grad_VH
+        hidden_MH, weight_VH, targets_M, entropies, entropy_gradient, temperature, softcap, weight_grad_VH
     )
     return TokenScores(*scores)
 
@@ -83,18 +91,23 @@ class _TokenScores(torch.autograd.Function):
         weight_VH: Tensor,
         targets_M: Tensor,
         entropies: bool,
+        entropy_gradient: bool,
         temperature: float,
         softcap: float | None,
         weight_grad_VH: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        at_once = wants_hidden and not wants_weight and not entropy_gradient
         wide = torch.promote_types(hidden_MH.dtype, torch.float32)
         log_sums_M1 = hidden_MH.new_empty((len(targets_M), 1), dtype=wide)
         logprobs_M, likeliest_M = torch.empty_like(log_sums_M1[:, 0]), torch.empty_like(targets_M, dtype=torch.bool)
         entropies_M = torch.empty_like(logprobs_M) if entropies else None
+        slope_MH = torch.empty_like(hidden_MH, dtype=wide) if at_once else None  # dl/dh
         for rows in _chunks(len(targets_M)):
             hidden_CH, targets_C1 = hidden_MH[rows], targets_M[rows, None]
             largest_C1 = hidden_CH.new_full((len(hidden_CH), 1), -torch.inf, dtype=wide)
             sum_C1, weighted_C1, target_C1 = (torch.zeros_like(largest_C1) for _ in range(3))
+            others_CH = torch.zeros_like(hidden_CH, dtype=wide) if at_once else None
             for first, weight_BH in _blocks(weight_VH, len(hidden_CH)):
                 z_CB = _cap(torch.mm(hidden_CH, weight_BH.T).to(wide), softcap)
                 if temperature != 1:
@@ -105,6 +118,11 @@ class _TokenScores(torch.autograd.Function):
                 shrink_C1 = (previous_C1 - largest_C1).exp_()
                 exp_CB = (z_CB - largest_C1).exp_()
                 sum_C1 = sum_C1 * shrink_C1 + exp_CB.sum(1, keepdim=True)
+                if others_CH is not None:
+                    others_CB = exp_CB if softcap is None else exp_CB * _cap_slope(z_CB, temperature, softcap)
+                    others_CB = others_CB.to(hidden_CH.dtype, copy=True)
+                    others_CB.scatter_(1, column_C1, others_CB.gather(1, column_C1) * (1 - here_C1).to(others_CB.dtype))
+                    others_CH.mul_(shrink_C1).add_(torch.mm(others_CB, weight_BH))
                 if entropies:
                     weighted_C1 = weighted_C1 * shrink_C1 + exp_CB.mul_(z_CB).sum(1, keepdim=True)
             log_sums_M1[rows] = largest_C1 + sum_C1.log()
@@ -112,17 +130,33 @@ class _TokenScores(torch.autograd.Function):
             likeliest_M[rows] = (target_C1 >= largest_C1)[:, 0]
             if entropies_M is not None:
                 entropies_M[rows] = (log_sums_M1[rows] - weighted_C1 / sum_C1)[:, 0]
-        ctx.save_for_backward(hidden_MH, weight_VH, targets_M, log_sums_M1, entropies_M)
+            if slope_MH is not None and others_CH is not None:
+                own_C1 = -logprobs_M[rows, None].expm1()  # 1 - p_target
+                if softcap is not None:
+                    own_C1 *= _cap_slope(target_C1, temperature, softcap)
+                own_CH = own_C1 * weight_VH[targets_M[rows]]
+                slope_MH[rows] = (own_CH - others_CH / sum_C1) / temperature
+        kept = (hidden_MH, weight_VH, targets_M, log_sums_M1, entropies_M) if slope_MH is None else (slope_MH,)
+        ctx.save_for_backward(*kept)
+        ctx.dtype = hidden_MH.dtype if at_once else None
         ctx.temperature, ctx.softcap, ctx.weight_grad_VH = temperature, softcap, weight_grad_VH
-        ctx.mark_non_differentiable(likeliest_M)
+        constants = [likeliest_M] if entropies_M is None or entropy_gradient else [likeliest_M, entropies_M]
+        ctx.mark_non_differentiable(*constants)
+        ctx.set_materialize_grads(False)
         return logprobs_M, likeliest_M, entropies_M
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logprobs_M: Tensor, _: Any, grad_entropies_M: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_logprobs_M: Tensor | None, _: Any, grad_entropies_M: Tensor | None) -> tuple[Any, ...]:
+        if ctx.dtype is not None:
+            assert grad_logprobs_M is not None
+            (slope_MH,) = ctx.saved_tensors
+            return (grad_logprobs_M[:, None] * slope_MH).to(ctx.dtype), None, None, None, None, None, None, None
         hidden_MH, weight_VH, targets_M, log_sums_M1, entropies_M = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = log_sums_M1.dtype
+        if grad_logprobs_M is None:
+            grad_logprobs_M = torch.zeros_like(log_sums_M1[:, 0])
         grad_hidden_MH = torch.empty_like(hidden_MH) if wants_hidden else None
         weight_grad_VH = ctx.weight_grad_VH if wants_weight else None
         if wants_weight and weight_grad_VH is None:
@@ -142,7 +176,7 @@ class _TokenScores(torch.autograd.Function):
                     grad_CB.sub_(grad_logprobs_C1).mul_(logprob_CB.exp_())
                 grad_CB.scatter_add_(1, column_C1, here_C1 * grad_logprobs_C1)
                 if ctx.softcap is not None:
-                    grad_CB *= 1 - (capped_CB / ctx.softcap).square_()
+                    grad_CB *= _cap_slope(capped_CB, 1.0, ctx.softcap)
                 if ctx.temperature != 1:
                     grad_CB /= ctx.temperature
                 narrow_CB = grad_CB.to(hidden_CH.dtype)
@@ -153,7 +187,7 @@ class _TokenScores(torch.autograd.Function):
             if grad_hidden_MH is not None:
                 grad_hidden_MH[rows] = grad_hidden_CH
         returned = weight_grad_VH if ctx.weight_grad_VH is None else None
-        return grad_hidden_MH, returned, None, None, None, None, None
+        return grad_hidden_MH, returned, None, None, None, None, None, None
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:
@@ -169,6 +203,11 @@ def _blocks(weight_VH: Tensor, num_rows: int) -> Iterator[tuple[int, Tensor]]:
 def _cap(logits_CB: Tensor, softcap: float | None) -> Tensor:
     """The logits under the soft-cap, if there is one."""
     return logits_CB if softcap is None else (logits_CB / softcap).tanh_().mul_(softcap)
+
+
+def _cap_slope(z_CB: Tensor, temperature: float, softcap: float) -> Tensor:
+    """cap'(logit) where cap(logit) / temperature is z."""
+    return 1 - (z_CB * (temperature / softcap)).square_()
 
 
 def _find_targets(targets_C1: Tensor, first: int, z_CB: Tensor) -> tuple[Tensor, Tensor]:

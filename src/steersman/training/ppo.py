@@ -498,7 +498,13 @@ def _read(
 ) -> TokenScores:
     """What a model says of a micro-batch's actions."""
     here = batch.to(next(model.parameters()).device)
-    return predictions(model, here, entropies=entropies, temperature=config.rollout.temperature)
+    return predictions(
+        model,
+        here,
+        entropies=entropies,
+        entropy_gradient=entropies and config.entropy > 0,
+        temperature=config.rollout.temperature,
+    )
 
 
 def raise_failure(futures: Sequence[Future[Any]]) -> None:

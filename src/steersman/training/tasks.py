@@ -39,7 +39,12 @@ def _hidden_states(model: PreTrainedModel | PeftModel, batch: PackedBatch) -> Te
 
 
 def predictions(
-    model: PreTrainedModel | PeftModel, batch: PackedBatch, *, entropies: bool = False, temperature: float = 1.0
+    model: PreTrainedModel | PeftModel,
+    batch: PackedBatch,
+    *,
+    entropies: bool = False,
+    entropy_gradient: bool = False,
+    temperature: float = 1.0,
 ) -> TokenScores:
     """What the model says of the trained tokens."""
     hidden_MH, weight_VH = _hidden_states(model, batch), head_weight(model)
@@ -48,6 +53,7 @@ def predictions(
         weight_VH,
         batch.targets_M,
         entropies=entropies,
+        entropy_gradient=entropy_gradient,
         temperature=temperature,
         softcap=logit_softcap(model),
         weight_grad_VH=weight_VH.grad if weight_VH.is_leaf else None,
