@@ -31,15 +31,15 @@ class _LowRank(torch.autograd.Function):
         x_RI: Tensor,
         weight_OI: Tensor,
         bias_O: Tensor | None,
-        adapter: tuple[Tensor, Tensor],
+        copies: tuple[Tensor, Tensor],
         a_KI: Tensor,
         b_OK: Tensor,
         scale: float,
     ) -> Tensor:
-        narrow_RK = (x_RI @ adapter[0].T).mul_(scale)
-        ctx.save_for_backward(x_RI, weight_OI, narrow_RK, *adapter)
+        narrow_RK = (x_RI @ copies[0].T).mul_(scale)
+        ctx.save_for_backward(x_RI, weight_OI, narrow_RK, *copies)
         ctx.scale, ctx.dtypes = scale, (a_KI.dtype, b_OK.dtype)
-        return F.linear(x_RI, weight_OI, bias_O).addmm_(narrow_RK, adapter[1].T)
+        return F.linear(x_RI, weight_OI, bias_O).addmm_(narrow_RK, copies[1].T)
 
     @staticmethod
     @once_differentiable
@@ -64,13 +64,13 @@ class LeanLora(Linear):  # type: ignore[misc]
         if name is None or args or kwargs:
             return cast(Tensor, super().forward(x, *args, **kwargs))
         a_KI, b_OK, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        adapter = self._copies.of((a_KI, b_OK, base.weight))
+        copies = self._copies.of((a_KI, b_OK, base.weight))
         x_RI = x.flatten(0, -2)
         if torch.is_grad_enabled():
-            y_RO = _LowRank.apply(x_RI, base.weight, base.bias, adapter, a_KI, b_OK, scale)  # type: ignore[no-untyped-call]
+            y_RO = _LowRank.apply(x_RI, base.weight, base.bias, copies, a_KI, b_OK, scale)  # type: ignore[no-untyped-call]
         else:
-            narrow_RK = (x_RI @ adapter[0].T).mul_(scale)
-            y_RO = torch.addmm(base(x).flatten(0, -2), narrow_RK, adapter[1].T)
+            narrow_RK = (x_RI @ copies[0].T).mul_(scale)
+            y_RO = torch.addmm(base(x).flatten(0, -2), narrow_RK, copies[1].T)
         return cast(Tensor, y_RO.view(*x.shape[:-1], -1))
 
     def _plain_adapter(self, x: Tensor) -> str | None:
