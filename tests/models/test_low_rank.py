@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from steersman.models.low_rank import LeanLora, _LowRank, lighten_lora
+from steersman.models.packed import pack
 
 
 def layers(dtype: torch.dtype = torch.float32, bias: bool = True, **config: float) -> tuple[nn.Module, nn.Module]:
@@ -15,10 +16,10 @@ def layers(dtype: torch.dtype = torch.float32, bias: bool = True, **config: floa
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 40, bias=bias)).to(dtype)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["0"], **{"lora_alpha": 12, **config})).to(dtype)
-    plain = adapted.base_model.model[0]
-    nn.init.normal_(plain.lora_B["default"].weight)
-    lean = copy.deepcopy(plain)
+    nn.init.normal_(adapted.base_model.model[0].lora_B["default"].weight)
+    lean = copy.deepcopy(adapted)
     lighten_lora(lean)
+    plain, lean = (each.base_model.model[0] for each in (adapted, lean))
     assert isinstance(lean, LeanLora)
     return plain, lean
 
@@ -82,16 +83,84 @@ def test_an_adapter_that_has_learnt_is_seen_at_once():
 
 
 def test_a_layer_by_hand():
-    # x = (1, 2), W = (3, 4), A = (1, 1), B = 5, s = 2: a = 2 * 3 = 6, y = 11 + 5 * 6 = 41.
-    # dB = 6, d = 2 * 5 = 10, dA = 10 (1, 2), dx = (3, 4) + 10 (1, 1).
-    x, weight, narrow, wide = (torch.tensor(numbers) for numbers in ([[1.0, 2.0]], [[3.0, 4.0]], [[1.0, 1.0]], [[5.0]]))
-    for tensor in (x, narrow, wide):
-        tensor.requires_grad_()
-    copies = (narrow.detach(), wide.detach())
-    y = _LowRank.apply(x, weight, None, copies, narrow, wide, 2.0)
-    y.backward(torch.ones(1, 1))
+    # x = (1, 2), W = (3, 4), A = (1, 1), B = 5, s = 2: a = 3, y = 11 + 2 * 5 * 3 = 41.
+    # dB = 2 * 3, d = 2 * 5 = 10, dA = 10 (1, 2), dx = (3, 4) + 10 (1, 1).
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    adapted = get_peft_model(model, LoraConfig(r=1, lora_alpha=2, target_modules=["0"]))
+    lighten_lora(adapted)
+    layer = adapted.base_model.model[0]
+    narrow, wide = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    with torch.no_grad():
+        for weight, numbers in ((layer.base_layer.weight, [3.0, 4.0]), (narrow, [1.0, 1.0]), (wide, [5.0])):
+            weight.copy_(torch.tensor([numbers]))
+    x = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    y = layer(x)
+    y.backward()
     assert y.item() == 41
     assert [tensor.grad.tolist() for tensor in (x, narrow, wide)] == [[[13.0, 14.0]], [[10.0, 20.0]], [[6.0]]]
+
+
+class Attention(nn.Module):
+    """Layers named as those of a transformer's block, and called as there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(40, size, bias=False) for size in (32, 16, 16))
+        self.o_proj = nn.Linear(64, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1))
+
+
+def model_outcome(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Output and gradients, of the input and of all adapters."""
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
+    return [y.detach(), x.grad, *(p.grad for name, p in model.named_parameters() if "lora_" in name)]
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj", "o_proj"], ["q_proj", "v_proj"]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_layers_with_the_same_input_and_packed_ones_are_near_the_truth(targets, packed):
+    torch.manual_seed(0)
+    different = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, **different)
+    plain = get_peft_model(nn.Sequential(Attention()), config)
+    for name, parameter in plain.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+    truth, lean = copy.deepcopy(plain).double(), copy.deepcopy(plain)
+    lighten_lora(lean)
+    if packed:
+        assert pack(lean)
+    x = torch.randn(1, 70, 40).bfloat16()
+    found, true = model_outcome(lean, x), model_outcome(truth, x.double())
+    assert len(found) == 2 + 2 * len(targets)
+    for ours, exact in zip(found, true, strict=True):
+        assert (ours - exact).norm() < 0.02 * exact.norm()
+    with torch.inference_mode():
+        assert torch.equal(lean(x), found[0])
+        with lean.disable_adapter(), plain.disable_adapter():
+            torch.testing.assert_close(lean(x), plain(x), rtol=0.02, atol=0.02)
+
+
+def test_layers_with_the_same_input_find_their_narrow_parts_in_one_product(monkeypatch):
+    lean = get_peft_model(nn.Sequential(Attention()), LoraConfig(r=4, target_modules="all-linear"))
+    lighten_lora(lean)
+    widths = []
+    product = torch.Tensor.__matmul__
+
+    def counted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        widths.append(y.shape[1])
+        return product(x, y)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", counted)
+    with torch.no_grad():
+        lean(torch.randn(3, 40))
+    assert widths == [12, 4]
 
 
 @pytest.mark.parametrize("change", ["off", "merged", "dropout", "trained", "hooked"])

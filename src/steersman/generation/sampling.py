@@ -98,12 +98,15 @@ def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     top_R, token_R = largest(logits_RV)
     check_finite(top_R)
     drawn = [row for row, draw in enumerate(draws) if not draw.sampling.greedy]
+    if len(drawn) == len(draws):
+        return _draw(logits_RV, top_R, draws)
     if drawn:
-        token_R[drawn] = _draw(logits_RV[drawn], [draws[row] for row in drawn])
+        token_R[drawn] = _draw(logits_RV[drawn], top_R[drawn], [draws[row] for row in drawn])
     return token_R
 
 
-def _draw(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _draw(logits_RV: Tensor, top_R: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The next token of each row, whose largest logit is given."""
     device = logits_RV.device
     temperature_R = torch.tensor([max(draw.sampling.temperature, COLDEST) for draw in draws], device=device)
     key_R = torch.tensor([derive_seed(draw.seed, draw.step) for draw in draws], device=device)
@@ -111,7 +114,7 @@ def _draw(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     threshold_R1 = _truncate(scaled_RV, [draw.sampling for draw in draws])[:, None]
     if threshold_R1.isfinite().any():
         scaled_RV.masked_fill_(scaled_RV < threshold_R1, -math.inf)
-    weight_RV = (scaled_RV - scaled_RV.amax(-1, keepdim=True)).exp_()
+    weight_RV = (scaled_RV - (top_R / temperature_R)[:, None]).exp_()
     weight_RB = torch.cat([block_RBN.sum(-1) for block_RBN in _blocks(weight_RV)], dim=1)
     vocabulary, num_blocks = logits_RV.shape[1], weight_RB.shape[1]
     number_B = vocabulary + torch.arange(num_blocks, device=device)  # noise that no token has

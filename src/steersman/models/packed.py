@@ -1,4 +1,4 @@
-"""Weights in the order in which the processor multiplies them, for inference in bf16 on a CPU.
+"""Weights in the order in which the processor multiplies them, for products in bf16 on a CPU.
 
 A product of few rows with a plain weight runs at a quarter of the rate at which memory is read: the kernel jumps from
 row to row. Once laid out in the kernel's own blocks the weight is read at up to twice that speed, and the products are
@@ -6,11 +6,11 @@ the same to the last bit. The copy costs as much memory as the weight, and is ma
 
 Layers with the same input are one product: each alone is too short a read to come near the memory's rate.
 
-Shapes: I inputs, O outputs of all layers of a product.
+Shapes: R rows, I inputs, O outputs of all layers of a product.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steersman.models.derived import Derived
+from steersman.models.same_input import SameInput, same_input
 
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that a module calls one after another with the same input, as `transformers` names them."""
 MEMORY_SHARE = 0.25
 """Most of the free memory that copies may take."""
 
@@ -38,29 +37,26 @@ class PackedWeight:
 
 
 class _Product:
-    """One product for layers that are called one after another with the same input: the first call computes it."""
+    """One product for layers with the same input."""
 
     def __init__(self, layers: Sequence["PackedLinear"]) -> None:
         self.layers = layers
         self._weight = PackedWeight()
         self._bias = Derived(_joined)
-        self._input: Tensor | None = None
-        self._outputs: dict[PackedLinear, Tensor] = {}  # of this input; those that nobody has asked for
+        self._outputs = SameInput[PackedLinear]()
 
     def output(self, layer: "PackedLinear", x: Tensor) -> Tensor:
         """What one of the layers makes of its input; by its plain weight once a weight is none that `can_pack`."""
-        if x is not self._input or layer not in self._outputs:
+
+        def compute() -> Mapping[PackedLinear, Tensor]:
             weights = [each.weight for each in self.layers]
             if not all(map(can_pack, weights)):
-                return F.linear(x, layer.weight, layer.bias)
+                return {layer: F.linear(x, layer.weight, layer.bias)}
             biases = [each.bias for each in self.layers if each.bias is not None]
             whole = self._weight.linear(x, weights, self._bias.of(biases) if biases else None)
-            parts = torch.split(whole, [len(weight) for weight in weights], dim=-1)
-            self._input, self._outputs = x, dict(zip(self.layers, parts, strict=True))
-        found = self._outputs.pop(layer)
-        if not self._outputs:
-            self._input = None
-        return found
+            return dict(zip(self.layers, torch.split(whole, [len(weight) for weight in weights], dim=-1), strict=True))
+
+        return self._outputs.of(layer, x, compute)
 
 
 class PackedLinear(nn.Linear):
@@ -70,11 +66,19 @@ class PackedLinear(nn.Linear):
     """
 
     _product: _Product
+    _transposed: Derived[Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return F.linear(input, self.weight, self.bias)
         return self._product.output(self, input)
+
+    def backward_product(self, gradient_RO: Tensor) -> Tensor:
+        """`gradient_RO @ weight_OI`, by a copy of its own."""
+        if not can_pack(self.weight):
+            return gradient_RO @ self.weight
+        packed = self._transposed.of([self.weight])
+        return torch.ops.mkldnn._linear_pointwise(gradient_RO, packed, None, "none", [], "")  # type: ignore[no-any-return]
 
 
 def pack(model: nn.Module) -> bool:
@@ -91,23 +95,19 @@ def pack(model: nn.Module) -> bool:
         packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
         product = _Product(packed)
         for each in packed:
-            each._product = product
+            each._product, each._transposed = product, Derived(_reordered_transpose)
     return True
 
 
 def _products(model: nn.Module) -> Iterator[list[nn.Linear]]:
-    """The layers that can be packed, those with the same input together."""
+    """The layers that can be packed, those with the same input together; also those that peft has wrapped."""
     for module in model.modules():
-        linears = ((name, layer) for name, layer in module.named_children() if type(layer) is nn.Linear)
-        layers = {name: layer for name, layer in linears if can_pack(layer.weight)}
-        for names in SAME_INPUT:
-            together = [layers[name] for name in names if name in layers]
-            if len(together) == len(names) and len({layer.bias is None for layer in together}) == 1:
-                yield together
-                for name in names:
-                    del layers[name]
-        for layer in layers.values():
-            yield [layer]
+        if not hasattr(module, "base_layer"):
+            children = {name: getattr(layer, "base_layer", layer) for name, layer in module.named_children()}
+            linears = {name: layer for name, layer in children.items() if type(layer) is nn.Linear}
+            for has_bias in (False, True):
+                alike = {name: layer for name, layer in linears.items() if (layer.bias is not None) == has_bias}
+                yield from same_input({name: layer for name, layer in alike.items() if can_pack(layer.weight)})
 
 
 def can_pack(weight_OI: Tensor) -> bool:
@@ -119,6 +119,11 @@ def can_pack(weight_OI: Tensor) -> bool:
 
 def _reordered(weights: Sequence[Tensor]) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(_joined(weights))
+
+
+def _reordered_transpose(weights: Sequence[Tensor]) -> Any:
+    (weight_OI,) = weights
+    return torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().T.contiguous())
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -120,8 +120,9 @@ class _TokenScores(torch.autograd.Function):
                 sum_C1 = sum_C1 * shrink_C1 + exp_CB.sum(1, keepdim=True)
                 if others_CH is not None:
                     others_CB = exp_CB if softcap is None else exp_CB * _cap_slope(z_CB, temperature, softcap)
-                    others_CB = others_CB.scatter(1, column_C1, others_CB.gather(1, column_C1) * (1 - here_C1))
-                    others_CH.mul_(shrink_C1).add_(torch.mm(others_CB.to(hidden_CH.dtype), weight_BH))
+                    narrow_CB = others_CB.to(hidden_CH.dtype, copy=True)
+                    narrow_CB.scatter_(1, column_C1, narrow_CB.gather(1, column_C1) * (1 - here_C1).to(narrow_CB.dtype))
+                    others_CH.mul_(shrink_C1).add_(torch.mm(narrow_CB, weight_BH))
                 if entropies:
                     weighted_C1 = weighted_C1 * shrink_C1 + exp_CB.mul_(z_CB).sum(1, keepdim=True)
             log_sums_M1[rows] = largest_C1 + sum_C1.log()
