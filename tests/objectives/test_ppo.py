@@ -54,6 +54,16 @@ def test_k1_and_k3_are_unbiased(estimator):
     torch.testing.assert_close(mean, (p * (p / q).log()).sum())
 
 
+@pytest.mark.parametrize(("estimator", "is_exact"), [("k1", True), ("abs", False), ("k2", False), ("k3", False)])
+def test_as_a_penalty_k1_alone_has_the_gradient_of_the_divergence(estimator, is_exact):
+    logits, q = floats(1.0, 0.5, -0.4).requires_grad_(), floats(0.2, 0.2, 0.6)
+    log_p = logits.log_softmax(0)
+    (of_divergence,) = torch.autograd.grad((log_p.exp() * (log_p - q.log())).sum(), logits, retain_graph=True)
+    penalties = kl_estimate(log_p, q.log(), estimator).detach()  # a reward has no gradient
+    (of_policy,) = torch.autograd.grad((log_p.exp().detach() * penalties * log_p).sum(), logits)
+    assert torch.allclose(of_policy, of_divergence) == is_exact
+
+
 def test_the_score_lies_on_the_last_action_and_the_divergence_on_every_one():
     mask = response_mask(torch.tensor([2, 1]), torch.tensor([5, 3]))
     kl = floats([9, 1, 2, 3], [4, 5, 9, 9])  # 9: not an action

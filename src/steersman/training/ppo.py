@@ -94,7 +94,8 @@ class PPOConfig(Config):
         global_batch: responses of an optimiser step; divides the rollout.
         micro_tokens: most input tokens of one forward pass of the actor; a longer sequence goes alone.
         epochs: how often a rollout is gone through.
-        kl, kl_penalty: estimator of the divergence from the reference at each token, and its weight in the reward.
+        kl, kl_penalty: estimator of the divergence from the reference at each token, and its weight in the reward. The
+            gradient of "k1" is that of the divergence; see `objectives.ppo.kl_estimate`.
         gamma, lam: discount, and decay of the advantage estimate.
         clip: how far a token's probability ratio counts.
         entropy: weight of the entropy in the actor's loss.
