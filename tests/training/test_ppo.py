@@ -1,6 +1,7 @@
 """PPO: a decision problem in text whose numbers are worked out by hand and whose optimum is known; and what must not
 matter: micro-batches, temperature, unfinished responses."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_returns_and_advantages_by_hand(make_job):
     advantages = torch.tensor([4.5, 9, 4.75, 9.5, 19])
     numbers = report.metrics
     assert numbers["rewards"] == numbers["rewards_with_kl"] == 15
-    assert numbers["init_policy_kl"] == numbers["response_kl"] == 0
+    assert [numbers["init_policy_kl"], numbers["response_kl"]] == pytest.approx([0, 0], abs=1e-6)
     assert numbers["advantages.mean"] == pytest.approx(advantages.mean().item())
     assert numbers["advantages.std"] == pytest.approx(advantages.std(correction=0).item())
     assert numbers["returns.mean"] == pytest.approx(1 + advantages.mean().item())
@@ -315,6 +316,38 @@ def test_responses_that_did_not_end_teach_the_critic_alone(make_job, actor, capl
     assert critic.lessons[0][3].all()
     assert numbers["fraction_ended"] == 0
     assert "raise rollout.max_tokens" in caplog.text
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("micro_tokens", [1, 1000])
+def test_what_the_first_update_reads_first_is_read_once(make_job, actor, monkeypatch, lora, micro_tokens):
+    """Four responses, of which one did not end, and two updates."""
+    plain = copy.deepcopy(actor)
+    plain.model.set_attn_implementation(actor.model.config._attn_implementation)
+    read, found = ppo._read, []
+    for model, ahead in ((actor, ppo.read_ahead), (plain, lambda *given: None)):
+        reads = []
+
+        def counted(model, batch, config, entropies=False, reads=reads):
+            reads.append((torch.is_grad_enabled(), len(batch.targets_M)))
+            return read(model, batch, config, entropies)
+
+        monkeypatch.setattr(ppo, "_read", counted)
+        monkeypatch.setattr(ppo, "read_ahead", ahead)
+        said = Script((A, B, END), (B, END), (C, D, A), (END,))
+        numbers = {"rollout": {"samples": 4, "micro_batch": 4}, "global_batch": 2, "micro_tokens": micro_tokens}
+        job = make_job(Told(), model, generator=said, lora=lora, **numbers)
+        metrics = ppo.train_step(job, 1).metrics
+        kept = {name: number for name, number in metrics.items() if not name.startswith("seconds")}
+        found.append((kept, {name: p.detach() for name, p in job.actor.named_parameters()}, reads))
+    (ours, weights, reads), (expected, others, all_reads) = found
+    assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=1e-4, atol=1e-6)
+    learnt = sum(num for with_gradients, num in reads if with_gradients)
+    assert learnt == sum(num for with_gradients, num in all_reads if with_gradients) == 3 + 2 + 1
+    spared = sum(num for _, num in all_reads) - sum(num for _, num in reads)
+    assert spared == reads[0][1] > 0
 
 
 def test_the_critic_warms_up_alone(make_job, actor):

@@ -36,7 +36,7 @@ from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequ
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
-from steersman.models.packed import PackedWeight, can_pack, pack
+from steersman.models.packed import PackedLinear, pack
 from steersman.records import Completion
 from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest, TokenScoreRequest
 
@@ -103,7 +103,7 @@ class Engine:
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
         self._model = loaded.model.eval()
-        self._head = PackedWeight() if pack(self._model) else None
+        pack(self._model)
         self._device = loaded.device
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -384,10 +384,9 @@ class Engine:
 
     def _logits(self, hidden_RH: Tensor) -> Tensor:
         """Logits [R, V] in the precision that the model computes them in."""
-        weight_VH = head_weight(self._model)
-        if self._head and can_pack(weight_VH):
-            return self._capped(self._head.linear(hidden_RH, [weight_VH]))
-        return self._capped(hidden_RH @ weight_VH.T)
+        head = plain_model(self._model).get_output_embeddings()
+        packed = isinstance(head, PackedLinear)
+        return self._capped(head(hidden_RH) if packed else hidden_RH @ head_weight(self._model).T)
 
     def _capped(self, logits: Tensor) -> Tensor:
         softcap = logit_softcap(self._model)

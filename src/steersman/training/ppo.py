@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from steersman.batches.packing import PackedBatch, pack_padded
+from steersman.batches.packing import PackedBatch, Places, pack_padded
 from steersman.config import Config
 from steersman.errors import NonFiniteError
 from steersman.models.adapters import frozen
@@ -315,9 +315,18 @@ def train_step(job: PPOJob, step: int) -> Report:
     if not ended_B.any():
         logger.warning("step %d: no response ended, so the actor learns nothing; raise rollout.max_tokens", step)
 
-    # 2. Score: how likely the actor and the reference find it, how good the critic and the reward functions.
+    # 2. Score: how likely the actor and the reference find it, how good the critic and the reward functions. What the
+    # first update reads first is read here, and kept for it: until then the actor is the same.
+    actions_BT = mask_BT & ended_B[:, None]
+    batches = list(minibatches(job, step))
     with clock.time("logprobs"):
-        logprobs_BT = logprobs(job.actor, tokens_BS, mask_BT, config)
+        ahead = read_ahead(job, tokens_BS, actions_BT, batches[0]) if step > config.critic_warmup else None
+        rest_BT = mask_BT.clone()
+        if ahead:
+            rest_BT[ahead.places] = False
+        logprobs_BT = logprobs(job.actor, tokens_BS, rest_BT, config)
+        if ahead:
+            logprobs_BT[ahead.places] = ahead.said.logprobs_M.detach().float().cpu()
     with clock.time("ref_logprobs"), frozen(job.actor, job.reference) as reference:
         reference_BT = logprobs(reference, tokens_BS, mask_BT, config)
     values_BT, scores_B, score_means = scores(job, responses, judging, clock)
@@ -334,13 +343,14 @@ def train_step(job: PPOJob, step: int) -> Report:
     learning, updates = [], []
     number = config.actor_updates(step - 1)
     with clock.time("train"):
-        for rows in minibatches(job, step):
+        for rows in batches:
             told = (tokens_BS[rows], returns_BT[rows], values_BT[rows], mask_BT[rows])
             learning.append(job.executor.submit(job.critic.train, *told))
             if step > config.critic_warmup:
                 number += 1
-                actions = mask_BT[rows] & ended_B[rows, None]
-                updates.append(update(job, number, tokens_BS[rows], actions, logprobs_BT[rows], whitened_BT[rows]))
+                given = (tokens_BS[rows], actions_BT[rows], logprobs_BT[rows], whitened_BT[rows])
+                updates.append(update(job, number, *given, ahead.said if ahead else None))
+                ahead = None
             raise_failure(learning)
         critic_updates = [future.result() for future in learning]
 
@@ -424,12 +434,44 @@ def scores(
     return values_BT, scores_B, {"rewards": float(scores_B.mean()), **means}
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What the actor says of a micro-batch that it will learn from, with the graph of it.
+
+    Attributes:
+        places: the actions in the rollout.
+        said: of them.
+    """
+
+    places: Places
+    said: TokenScores
+
+
+def read_ahead(job: PPOJob, tokens_BS: Tensor, mask_BT: Tensor, rows: Tensor) -> Ahead | None:
+    """The first micro-batch of an update on these rows of a rollout; None if they have no action."""
+    micro_batches = pack_padded(tokens_BS[rows], mask_BT[rows], job.config.micro_tokens)
+    if not micro_batches:
+        return None
+    (sequence_M, state_M), batch = micro_batches[0]
+    job.actor.train()
+    said = _read(job.actor, batch, job.config, entropies=True)
+    job.actor.eval()
+    return Ahead((rows[sequence_M], state_M), said)
+
+
 def update(
-    job: PPOJob, number: int, tokens_BS: Tensor, mask_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor
+    job: PPOJob,
+    number: int,
+    tokens_BS: Tensor,
+    mask_BT: Tensor,
+    old_BT: Tensor,
+    advantages_BT: Tensor,
+    first: TokenScores | None = None,
 ) -> dict[str, float]:
     """One optimiser step of the actor on the actions of `mask_BT`: their mean loss, whatever the micro-batches.
 
-    Without any action nothing is done, and nothing returned.
+    `first` is what the actor says of the first micro-batch, if that was read ahead. Without any action nothing is done,
+    and nothing returned.
     """
     config, optimizer = job.config, job.optimizer
     num = int(mask_BT.sum())
@@ -438,7 +480,7 @@ def update(
     sums: Counter[str] = Counter()
     job.actor.train()
     for places, batch in pack_padded(tokens_BS, mask_BT, config.micro_tokens):
-        said = _read(job.actor, batch, config, entropies=True)
+        said, first = first or _read(job.actor, batch, config, entropies=True), None
         assert said.entropies_M is not None
         old_M, advantages_M = (x_BT[places].to(said.logprobs_M.device) for x_BT in (old_BT, advantages_BT))
         loss = policy_loss(
