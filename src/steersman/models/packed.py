@@ -32,8 +32,7 @@ class PackedWeight:
 
     def linear(self, x: Tensor, weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Tensor:
         """`x @ weight_OI.T + bias_O`, for weights that `can_pack`."""
-        packed = self._packed.of(weights)
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")  # type: ignore[no-any-return]
+        return _multiply(x, self._packed.of(weights), bias_O)
 
 
 class _Product:
@@ -62,7 +61,7 @@ class _Product:
 class PackedLinear(nn.Linear):
     """A linear layer with such a copy, which is neither saved nor copied with it.
 
-    Where gradients are wanted it uses the plain weight.
+    Where gradients are wanted it uses the plain weight; an adapter around it asks for the copies.
     """
 
     _product: _Product
@@ -77,8 +76,7 @@ class PackedLinear(nn.Linear):
         """`gradient_RO @ weight_OI`, by a copy of its own."""
         if not can_pack(self.weight):
             return gradient_RO @ self.weight
-        packed = self._transposed.of([self.weight])
-        return torch.ops.mkldnn._linear_pointwise(gradient_RO, packed, None, "none", [], "")  # type: ignore[no-any-return]
+        return _multiply(gradient_RO, self._transposed.of([self.weight]), None)
 
 
 def pack(model: nn.Module) -> bool:
@@ -115,6 +113,10 @@ def can_pack(weight_OI: Tensor) -> bool:
     on_cpu = weight_OI.dtype == torch.bfloat16 and weight_OI.device.type == "cpu"
     has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return on_cpu and has_kernels and not weight_OI.is_inference()
+
+
+def _multiply(x: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")  # type: ignore[no-any-return]
 
 
 def _reordered(weights: Sequence[Tensor]) -> Any:
