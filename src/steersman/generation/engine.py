@@ -35,6 +35,8 @@ from steersman.generation.heap import keep_freed_memory
 from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequence
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
+from steersman.models.gated import fuse_gates
+from steersman.models.last_layer import read_only
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
 from steersman.models.packed import PackedLinear, pack
 from steersman.records import Completion
@@ -103,7 +105,8 @@ class Engine:
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
         self._model = loaded.model.eval()
-        pack(self._model)
+        if pack(self._model):
+            fuse_gates(self._model)
         self._device = loaded.device
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -326,21 +329,22 @@ class Engine:
         spans = [(sequence, range(slot.length, slot.length + num_new)) for sequence, slot, num_new in segments]
         ids = [token for sequence, span in spans for token in sequence.ids[span.start : span.stop]]
         positions = [position for _, span in spans for position in span]
-        hidden_TH = backbone(self._model)(
-            input_ids=torch.tensor([ids], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
-            attention_context=CachedAttention([(slot, num_new) for _, slot, num_new in segments]),
-            use_cache=False,
-        ).last_hidden_state[0]
         asked: list[tuple[TokenSequence, int, int]] = []
-        end = 0
-        for sequence, slot, num_new in segments:
-            first, end = end, end + num_new
-            for position in range(slot.length, slot.length + num_new):
-                if position in sequence.targets:
-                    asked.append((sequence, position, first + position - slot.length))
+        ends = []
+        for sequence, span in spans:
+            first = ends[-1] + 1 if ends else 0
+            asked += [(sequence, at, first + at - span.start) for at in span if at in sequence.targets]
+            ends.append(first + len(span) - 1)
+        with read_only(backbone(self._model), len(ids), sorted({*ends, *(index for *_, index in asked)})):
+            hidden_TH = backbone(self._model)(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                attention_context=CachedAttention([(slot, num_new) for _, slot, num_new in segments]),
+                use_cache=False,
+            ).last_hidden_state[0]
+        for (sequence, slot, num_new), end in zip(segments, ends, strict=True):
             slot.length += num_new
-            sequence.hidden_H = hidden_TH[end - 1]
+            sequence.hidden_H = hidden_TH[end]
             if num_new > 1:
                 self._prefixes.insert(sequence.ids[: slot.length], slot.read)
         self._measure(hidden_TH, asked)

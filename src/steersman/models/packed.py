@@ -30,9 +30,21 @@ class PackedWeight:
     def __init__(self) -> None:
         self._packed = Derived(_reordered)
 
-    def linear(self, x: Tensor, weights: Sequence[Tensor], bias_O: Tensor | None = None) -> Tensor:
-        """`x @ weight_OI.T + bias_O`, for weights that `can_pack`."""
-        return _multiply(x, self._packed.of(weights), bias_O)
+    def linear(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        bias_O: Tensor | None = None,
+        activation: tuple[str, str] = ("none", ""),
+    ) -> Tensor:
+        """`activation(x @ weight_OI.T + bias_O)`, for weights that `can_pack`. Activations are oneDNN's, with the
+        algorithm; rounded once."""
+        return _multiply(x, self._packed.of(weights), bias_O, activation)
+
+    def gate(self, x: Tensor, weights: Sequence[Tensor], bias_O: Tensor | None, factor: Tensor) -> Tensor:
+        """`factor * (x @ weight_OI.T + bias_O)`, rounded once."""
+        packed = self._packed.of(weights)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, packed, bias_O, "mul")  # type: ignore[no-any-return]
 
 
 class _Product:
@@ -115,8 +127,11 @@ def can_pack(weight_OI: Tensor) -> bool:
     return on_cpu and has_kernels and not weight_OI.is_inference()
 
 
-def _multiply(x: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")  # type: ignore[no-any-return]
+def _multiply(
+    x: Tensor, packed: Tensor, bias_O: Tensor | None, activation: tuple[str, str] = ("none", "")
+) -> Tensor:
+    name, algorithm = activation
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, name, [], algorithm)  # type: ignore[no-any-return]
 
 
 def _reordered(weights: Sequence[Tensor]) -> Any:

@@ -1,0 +1,65 @@
+"""Gated feed-forward layers whose activation and gate are part of the products, for answers in bf16 on a CPU.
+
+    y = W_down (f(W_gate x) * W_up x)
+
+As `transformers` writes it, f and the gate pass over memory again, and each rounds what it finds. Here f is taken of
+the sums of one product, and the other is multiplied by it, in fp32 still. That is faster and more precise, but not the
+same to the last bit, so it is for inference mode alone: a reference without gradients has to equal the actor with them.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from steersman.models.packed import PackedLinear, PackedWeight, can_pack
+
+FAMILIES = {f"{family}MLP" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")}
+"""Classes of `transformers` with the equation above."""
+
+ACTIVATIONS = {
+    "GELUTanh": ("gelu", "tanh"),
+    "SiLUActivation": ("swish", ""),
+    "SiLU": ("swish", ""),
+}
+"""Classes of activations -> oneDNN's name and algorithm."""
+
+
+class GatedMLP(nn.Module):
+    """What `fuse_gates` makes of a layer."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
+    _gate: PackedWeight
+    _up: PackedWeight
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj, self.up_proj
+        if (
+            torch.is_inference_mode_enabled()
+            and type(gate) is PackedLinear  # not one with an adapter
+            and type(up) is PackedLinear
+            and can_pack(gate.weight)
+            and can_pack(up.weight)
+        ):
+            activation = ACTIVATIONS[type(self.act_fn).__name__]
+            factor = self._gate.linear(x, [gate.weight], gate.bias, activation)
+            y: Tensor = self.down_proj(self._up.gate(x, [up.weight], up.bias, factor))
+            return y
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _fused(layer: type[nn.Module]) -> type[nn.Module]:
+    return type(layer.__name__, (GatedMLP, layer), {})
+
+
+def fuse_gates(model: nn.Module) -> None:
+    """Let a packed model's gated layers, where they and their activation are known, work as above."""
+    for module in model.modules():
+        if type(module).__name__ in FAMILIES and not isinstance(module, GatedMLP):
+            if type(module.act_fn).__name__ in ACTIVATIONS:
+                module.__class__ = _fused(type(module))  # type: ignore[arg-type]
+                module._gate, module._up = PackedWeight(), PackedWeight()  # type: ignore[assignment]
