@@ -8,7 +8,7 @@ from steersman.models.last_layer import read_only
 from steersman.models.load import backbone
 
 IDS = torch.arange(3, 43)[None]
-READ = [0, 7, 39]
+READ = torch.tensor([39, 0, 7, 7])
 
 
 def hidden_TH(model: nn.Module) -> torch.Tensor:
@@ -23,13 +23,12 @@ def test_hidden_states_where_they_are_read_are_those_of_a_whole_call(family, req
     with torch.inference_mode():
         expected = hidden_TH(model)
         with read_only(backbone(model), IDS.shape[1], READ):
-            counted = backbone(model).layers[-1].mlp.gate_proj.register_forward_hook(
-                lambda _, inputs, __: rows.append(inputs[0].shape[1])
-            )
+            first = backbone(model).layers[-1].mlp.gate_proj
+            counted = first.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
             found = hidden_TH(model)
             counted.remove()
         torch.testing.assert_close(found[READ], expected[READ], rtol=1e-5, atol=1e-6)
-        assert rows == [len(READ)]
+        assert rows == [3]
         assert not torch.allclose(found[1], expected[1])  # so the work was left out
         assert torch.equal(hidden_TH(model), expected)  # and is done again afterwards
 
@@ -46,9 +45,39 @@ def test_a_family_that_is_not_known_computes_all(tiny_llama):
 
 def test_a_failure_leaves_no_hooks(tiny_llama):
     model = tiny_llama()
-    layer = backbone(model).layers[-1]
-    with pytest.raises(RuntimeError, match="boom"), read_only(backbone(model), IDS.shape[1], READ):
-        assert layer.mlp._forward_hooks
-        raise RuntimeError("boom")
-    assert not layer.mlp._forward_hooks
-    assert not layer.self_attn.o_proj._forward_pre_hooks
+    last = backbone(model).layers[-1]
+    hooks = [last.mlp._forward_hooks, last.mlp._forward_pre_hooks, last.self_attn.o_proj._forward_hooks]
+
+    def fail() -> None:
+        with read_only(backbone(model), IDS.shape[1], READ):
+            assert all(hooks)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert not any(hooks)
+
+
+def gradients(model: nn.Module, read_only_those: bool) -> list[torch.Tensor]:
+    """Of a sum over what is read, one place twice."""
+    model.zero_grad()
+    if read_only_those:
+        with read_only(backbone(model), IDS.shape[1], READ):
+            read_MH = hidden_TH(model)[READ]
+    else:
+        read_MH = hidden_TH(model)[READ]
+    (read_MH * torch.arange(1.0, read_MH.numel() + 1).view_as(read_MH).sin()).sum().backward()
+    return [weight.grad.clone() for weight in backbone(model).parameters()]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_gradients_are_those_of_a_whole_call(family, request):
+    model = request.getfixturevalue(f"tiny_{family}")().double()
+    torch.testing.assert_close(gradients(model, True), gradients(model, False))
+
+
+def test_layers_that_are_computed_again_are_computed_whole(tiny_llama):
+    model = tiny_llama().double().train()
+    expected = gradients(model, False)
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(gradients(model, True), expected)

@@ -330,12 +330,13 @@ class Engine:
         ids = [token for sequence, span in spans for token in sequence.ids[span.start : span.stop]]
         positions = [position for _, span in spans for position in span]
         asked: list[tuple[TokenSequence, int, int]] = []
-        ends = []
+        ends: list[int] = []
         for sequence, span in spans:
             first = ends[-1] + 1 if ends else 0
             asked += [(sequence, at, first + at - span.start) for at in span if at in sequence.targets]
             ends.append(first + len(span) - 1)
-        with read_only(backbone(self._model), len(ids), sorted({*ends, *(index for *_, index in asked)})):
+        read_M = torch.tensor([*ends, *(index for *_, index in asked)], device=self._device)
+        with read_only(backbone(self._model), len(ids), read_M):
             hidden_TH = backbone(self._model)(
                 input_ids=torch.tensor([ids], device=self._device),
                 position_ids=torch.tensor([positions], device=self._device),

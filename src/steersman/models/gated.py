@@ -59,7 +59,7 @@ def _fused(layer: type[nn.Module]) -> type[nn.Module]:
 def fuse_gates(model: nn.Module) -> None:
     """Let a packed model's gated layers, where they and their activation are known, work as above."""
     for module in model.modules():
-        if type(module).__name__ in FAMILIES and not isinstance(module, GatedMLP):
-            if type(module.act_fn).__name__ in ACTIVATIONS:
-                module.__class__ = _fused(type(module))  # type: ignore[arg-type]
-                module._gate, module._up = PackedWeight(), PackedWeight()  # type: ignore[assignment]
+        known = type(module).__name__ in FAMILIES and type(module.act_fn).__name__ in ACTIVATIONS
+        if known and not isinstance(module, GatedMLP):
+            module.__class__ = _fused(type(module))  # type: ignore[arg-type]
+            module._gate, module._up = PackedWeight(), PackedWeight()  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """The last layer where it is read: of every other token nobody needs more of it than keys and values."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,21 +14,25 @@ WORTHWHILE = 16
 
 
 @contextmanager
-def read_only(backbone: nn.Module, num_tokens: int, indices: Sequence[int]) -> Iterator[None]:
+def read_only(backbone: nn.Module, num_tokens: int, read_M: Tensor) -> Iterator[None]:
     """Meanwhile a forward call of one row leaves out, in its last layer, the attention's output and the feed-forward
-    part of all tokens but these; their hidden states mean nothing then. Of families that are not known it computes all.
+    part of all tokens but these; their hidden states mean nothing then.
+
+    It computes all of a family that is not known, and where the backward pass computes the layer again, too late.
     """
-    layer: Any = backbone.layers[-1]  # type: ignore[index]
+    layer: Any = getattr(backbone, "layers", [None])[-1]
+    known = type(getattr(layer, "mlp", None)).__name__ in FAMILIES
+    known = known and not (layer.gradient_checkpointing and layer.training)
+    index_R = torch.unique(read_M) if known else read_M
     with ExitStack() as hooks:
-        if num_tokens - len(indices) >= WORTHWHILE and type(layer.mlp).__name__ in FAMILIES:
-            index_R = torch.tensor(indices, device=next(layer.parameters()).device)
+        if known and num_tokens - len(index_R) >= WORTHWHILE:
 
             def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-                return inputs[0][:, index_R]
+                return inputs[0].index_select(1, index_R)
 
             def scatter(_: nn.Module, __: Any, output_1RH: Tensor) -> Tensor:
-                output_1TH = output_1RH.new_zeros(1, num_tokens, output_1RH.shape[-1])
-                return output_1TH.index_copy_(1, index_R, output_1RH)
+                zeros_1TH = output_1RH.new_zeros(1, num_tokens, output_1RH.shape[-1])
+                return zeros_1TH.index_copy(1, index_R, output_1RH)
 
             for module in (layer.self_attn.o_proj, layer.mlp):
                 hooks.enter_context(module.register_forward_pre_hook(gather, prepend=True))

@@ -26,6 +26,7 @@ from steersman.errors import ModelError, OutputError
 from steersman.models.adapters import TRAINED_PARTS, LoraConfig, add_lora, has_adapter, read_adapter
 from steersman.models.attention import IMPLEMENTATION, Segments
 from steersman.models.heads import load_with_head, new_with_head, output_names
+from steersman.models.last_layer import read_only
 from steersman.models.norms import lighten
 from steersman.models.weights import from_pretrained
 from steersman.text.export import export_chat_template
@@ -108,9 +109,10 @@ def hidden_states(
     at_M: Tensor,
 ) -> Tensor:
     """The last hidden states at these positions of a packed row, [M, H]."""
-    output = backbone(model)(
-        input_ids=input_ids_1T, position_ids=position_ids_1T, attention_context=segments, use_cache=False
-    )
+    with read_only(backbone(model), input_ids_1T.shape[1], at_M):
+        output = backbone(model)(
+            input_ids=input_ids_1T, position_ids=position_ids_1T, attention_context=segments, use_cache=False
+        )
     hidden_TH: Tensor = output.last_hidden_state[0]
     return hidden_TH.index_select(0, at_M)
 

@@ -127,9 +127,7 @@ def can_pack(weight_OI: Tensor) -> bool:
     return on_cpu and has_kernels and not weight_OI.is_inference()
 
 
-def _multiply(
-    x: Tensor, packed: Tensor, bias_O: Tensor | None, activation: tuple[str, str] = ("none", "")
-) -> Tensor:
+def _multiply(x: Tensor, packed: Tensor, bias_O: Tensor | None, activation: tuple[str, str] = ("none", "")) -> Tensor:
     name, algorithm = activation
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, name, [], algorithm)  # type: ignore[no-any-return]
 
