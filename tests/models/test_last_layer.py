@@ -43,6 +43,14 @@ def test_a_family_that_is_not_known_computes_all(tiny_llama):
             assert torch.equal(hidden_TH(model), expected)
 
 
+def test_where_nothing_is_read_all_is_computed(tiny_llama):
+    model = tiny_llama()
+    with torch.inference_mode():
+        expected = hidden_TH(model)
+        with read_only(backbone(model), IDS.shape[1], READ[:0]):
+            assert torch.equal(hidden_TH(model), expected)
+
+
 def test_a_failure_leaves_no_hooks(tiny_llama):
     model = tiny_llama()
     last = backbone(model).layers[-1]

@@ -3,8 +3,9 @@
     y = W_down (f(W_gate x) * W_up x)
 
 As `transformers` writes it, f and the gate pass over memory again, and each rounds what it finds. Here f is taken of
-the sums of one product, and the other is multiplied by it, in fp32 still. That is faster and more precise, but not the
-same to the last bit, so it is for inference mode alone: a reference without gradients has to equal the actor with them.
+the sums of one product, and those of the other are multiplied by it, both in fp32. That is faster and more precise, but
+not the same to the last bit, so it is for inference mode alone: a reference without gradients has to equal the actor
+with them.
 """
 
 import functools
@@ -46,7 +47,7 @@ class GatedMLP(nn.Module):
         ):
             activation = ACTIVATIONS[type(self.act_fn).__name__]
             factor = self._gate.linear(x, [gate.weight], gate.bias, activation)
-            y: Tensor = self.down_proj(self._up.gate(x, [up.weight], up.bias, factor))
+            y: Tensor = self.down_proj(self._up.gate(x, up.weight, up.bias, factor))
             return y
         return super().forward(x)  # type: ignore[no-any-return]
 

@@ -25,7 +25,7 @@ def read_only(backbone: nn.Module, num_tokens: int, read_M: Tensor) -> Iterator[
     known = known and not (layer.gradient_checkpointing and layer.training)
     index_R = torch.unique(read_M) if known else read_M
     with ExitStack() as hooks:
-        if known and num_tokens - len(index_R) >= WORTHWHILE:
+        if known and 0 < len(index_R) <= num_tokens - WORTHWHILE:
 
             def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
                 return inputs[0].index_select(1, index_R)

@@ -41,9 +41,9 @@ class PackedWeight:
         algorithm; rounded once."""
         return _multiply(x, self._packed.of(weights), bias_O, activation)
 
-    def gate(self, x: Tensor, weights: Sequence[Tensor], bias_O: Tensor | None, factor: Tensor) -> Tensor:
+    def gate(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, factor: Tensor) -> Tensor:
         """`factor * (x @ weight_OI.T + bias_O)`, rounded once."""
-        packed = self._packed.of(weights)
+        packed = self._packed.of([weight_OI])
         return torch.ops.mkldnn._linear_pointwise.binary(x, factor, packed, bias_O, "mul")  # type: ignore[no-any-return]
 
 
