@@ -1,5 +1,7 @@
 """The last layer where it is read: the same hidden states there, and less work."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ def hidden_TH(model: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_hidden_states_where_they_are_read_are_those_of_a_whole_call(family, request):
-    model = request.getfixturevalue(f"tiny_{family}")()
+    model = request.getfixturevalue(f"tiny_{family}")().double()
     rows: list[int] = []
     with torch.inference_mode():
         expected = hidden_TH(model)
@@ -27,14 +29,14 @@ def test_hidden_states_where_they_are_read_are_those_of_a_whole_call(family, req
             counted = first.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
             found = hidden_TH(model)
             counted.remove()
-        torch.testing.assert_close(found[READ], expected[READ], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[READ], expected[READ], rtol=1e-10, atol=1e-12)
         assert rows == [3]
         assert not torch.allclose(found[1], expected[1])  # so the work was left out
         assert torch.equal(hidden_TH(model), expected)  # and is done again afterwards
 
 
 def test_a_family_that_is_not_known_computes_all(tiny_llama):
-    model = tiny_llama()
+    model = tiny_llama().double()
     layer = backbone(model).layers[-1]
     layer.mlp.__class__ = type("UnknownMLP", (type(layer.mlp),), {})
     with torch.inference_mode():
@@ -44,15 +46,42 @@ def test_a_family_that_is_not_known_computes_all(tiny_llama):
 
 
 def test_where_nothing_is_read_all_is_computed(tiny_llama):
-    model = tiny_llama()
+    model = tiny_llama().double()
     with torch.inference_mode():
         expected = hidden_TH(model)
         with read_only(backbone(model), IDS.shape[1], READ[:0]):
             assert torch.equal(hidden_TH(model), expected)
 
 
-def test_a_failure_leaves_no_hooks(tiny_llama):
+def test_in_fp32_all_is_computed(tiny_llama):
     model = tiny_llama()
+    with torch.inference_mode():
+        expected = hidden_TH(model)
+        with read_only(backbone(model), IDS.shape[1], READ):
+            assert torch.equal(hidden_TH(model), expected)
+
+
+def test_another_threads_call_is_left_alone(tiny_llama):
+    # As where one model answers and judges, each on a thread of its own.
+    model = tiny_llama().double()
+    found = []
+    with torch.inference_mode():
+        expected = hidden_TH(model)
+
+    def call() -> None:
+        with torch.inference_mode():
+            found.append(hidden_TH(model))
+
+    with torch.inference_mode(), read_only(backbone(model), IDS.shape[1], READ):
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+        assert not torch.allclose(hidden_TH(model)[1], expected[1])
+    assert torch.equal(found[0], expected)
+
+
+def test_a_failure_leaves_no_hooks(tiny_llama):
+    model = tiny_llama().double()
     last = backbone(model).layers[-1]
     hooks = [last.mlp._forward_hooks, last.mlp._forward_pre_hooks, last.self_attn.o_proj._forward_hooks]
 

@@ -26,14 +26,15 @@ class SameInput(Generic[Layer]):
     """What layers make of one input, from when the first of them is called with it until the last is."""
 
     def __init__(self) -> None:
-        self._input: Tensor | None = None
-        self._outputs: dict[Layer, Tensor] = {}  # those that nobody has asked for
+        self._known: tuple[Tensor | None, dict[Layer, Tensor]] = None, {}  # an input, and outputs not asked for
 
     def of(self, layer: Layer, x: Tensor, compute: Callable[[], Mapping[Layer, Tensor]]) -> Tensor:
-        """What a layer makes of x; `compute` gives that of all, its own at least."""
-        if x is not self._input or layer not in self._outputs:
-            self._input, self._outputs = x, dict(compute())
-        output = self._outputs.pop(layer)
-        if not self._outputs:
-            self._input = None
+        """What a layer makes of x; `compute` gives that of all, its own at least. Threads may call at once."""
+        known, outputs = self._known
+        if x is not known or layer not in outputs:
+            outputs = dict(compute())
+            self._known = x, outputs
+        output = outputs.pop(layer)
+        if not outputs:
+            self._known = None, {}
         return output
