@@ -70,7 +70,7 @@ def ask(page: Page, question: str) -> None:
 
 
 def answered(page: Page, num: int) -> None:
-    expect(page.locator(".answer .bars:not([hidden])")).to_have_count(num, timeout=20_000)
+    expect(page.locator(".answer .bars:not([hidden])")).to_have_count(num, timeout=60_000)
 
 
 def test_ask_compare_and_reload(page: Page, address: str):
