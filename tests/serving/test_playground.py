@@ -70,7 +70,7 @@ def ask(page: Page, question: str) -> None:
 
 
 def answered(page: Page, num: int) -> None:
-    expect(page.locator(".answer .bars:not([hidden])")).to_have_count(num, timeout=60_000)
+    expect(page.locator(".answer .bars:not([hidden])")).to_have_count(num, timeout=20_000)
 
 
 def test_ask_compare_and_reload(page: Page, address: str):
@@ -94,6 +94,24 @@ def test_ask_compare_and_reload(page: Page, address: str):
     assert page.get_by_label("Setting A").get_by_label("humor", exact=True).input_value() == "4"
     assert page.get_by_label("Setting B").get_by_label("humor", exact=True).input_value() == "0"
     assert page.get_by_label("Longest answer").input_value() == "24"
+    assert page.said == []
+
+
+def test_nothing_can_be_set_before_the_page_knows_the_model(page: Page, address: str):
+    held: list[Route] = []
+    page.route("**/v1/attributes", lambda route: held.append(route))
+    page.goto(address)
+    controls = [page.get_by_label("Compare two settings"), page.get_by_label("Your question")]
+    controls += [page.get_by_role("button", name=name) for name in ("Ask", "New conversation")]
+    for control in controls:
+        expect(control).to_be_disabled()
+    page.unroute("**/v1/attributes")
+    held[0].continue_()
+    for control in controls:
+        expect(control).to_be_enabled()
+    controls[0].check()
+    ask(page, "Why?")
+    answered(page, 2)
     assert page.said == []
 
 

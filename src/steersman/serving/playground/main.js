@@ -38,6 +38,7 @@ async function start() {
   byId("compare").checked = settings.compare;
   for (const name of Object.keys(SAMPLING)) byId(name).value = settings.sampling[name] ?? "";
   arrange();
+  for (const control of document.querySelectorAll(".bar :disabled, .composer :disabled")) control.disabled = false;
 }
 
 function askForKey(error) {
@@ -94,7 +95,7 @@ async function copy(key, kind) {
 byId("composer").onsubmit = (event) => {
   event.preventDefault();
   const text = question.value.trim();
-  if (!text || !columns || byId("ask").disabled) return;
+  if (!text || byId("ask").disabled) return;
   question.value = "";
   ask(text);
 };
