@@ -35,29 +35,26 @@ def test_hidden_states_where_they_are_read_are_those_of_a_whole_call(family, req
         assert torch.equal(hidden_TH(model), expected)  # and is done again afterwards
 
 
-def test_a_family_that_is_not_known_computes_all(tiny_llama):
-    model = tiny_llama().double()
+def unknown(model: nn.Module) -> nn.Module:
+    """The model, of a family that is not known."""
     layer = backbone(model).layers[-1]
     layer.mlp.__class__ = type("UnknownMLP", (type(layer.mlp),), {})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "read_M"),
+    [
+        pytest.param(lambda model: unknown(model.double()), READ, id="unknown"),
+        pytest.param(lambda model: model.double(), READ[:0], id="nothing read"),
+        pytest.param(lambda model: model, READ, id="fp32"),
+    ],
+)
+def test_all_is_computed(change, read_M, tiny_llama):
+    model = change(tiny_llama())
     with torch.inference_mode():
         expected = hidden_TH(model)
-        with read_only(backbone(model), IDS.shape[1], READ):
-            assert torch.equal(hidden_TH(model), expected)
-
-
-def test_where_nothing_is_read_all_is_computed(tiny_llama):
-    model = tiny_llama().double()
-    with torch.inference_mode():
-        expected = hidden_TH(model)
-        with read_only(backbone(model), IDS.shape[1], READ[:0]):
-            assert torch.equal(hidden_TH(model), expected)
-
-
-def test_in_fp32_all_is_computed(tiny_llama):
-    model = tiny_llama()
-    with torch.inference_mode():
-        expected = hidden_TH(model)
-        with read_only(backbone(model), IDS.shape[1], READ):
+        with read_only(backbone(model), IDS.shape[1], read_M):
             assert torch.equal(hidden_TH(model), expected)
 
 

@@ -23,10 +23,12 @@ def read_only(backbone: nn.Module, num_tokens: int, read_M: Tensor) -> Iterator[
     family that is not known, and where the backward pass computes the layer again, too late.
     """
     layer: Any = getattr(backbone, "layers", [None])[-1]
-    known = type(getattr(layer, "mlp", None)).__name__ in FAMILIES
-    known = known and next(layer.self_attn.o_proj.parameters()).dtype != torch.float32
-    known = known and not (layer.gradient_checkpointing and layer.training)
-    index_R = torch.unique(read_M) if known else read_M
+    possible = (
+        type(getattr(layer, "mlp", None)).__name__ in FAMILIES
+        and next(layer.self_attn.o_proj.parameters()).dtype != torch.float32
+        and not (layer.gradient_checkpointing and layer.training)
+    )
+    index_R = torch.unique(read_M) if possible else read_M
     thread = threading.get_ident()  # others may use the model meanwhile
 
     def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
@@ -39,7 +41,7 @@ def read_only(backbone: nn.Module, num_tokens: int, read_M: Tensor) -> Iterator[
         return zeros_1TH.index_copy(1, index_R, output_1RH)
 
     with ExitStack() as hooks:
-        if known and 0 < len(index_R) <= num_tokens - WORTHWHILE:
+        if possible and 0 < len(index_R) <= num_tokens - WORTHWHILE:
             for module in (layer.self_attn.o_proj, layer.mlp):
                 hooks.enter_context(module.register_forward_pre_hook(gather, prepend=True))
                 hooks.enter_context(module.register_forward_hook(scatter))
