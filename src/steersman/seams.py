@@ -199,8 +199,9 @@ class Critic(Protocol):
         """Stand at this step, in a run of so many optimiser steps; later saves are forgotten."""
         ...
 
-    def infer(self, tokens_BS: Any, lengths_B: Any) -> tuple[Any, Any]:
-        """(values f32[B, T], 0 beyond a sequence; rewards f32[B])."""
+    def infer(self, tokens_BS: Any, lengths_B: Any, next_B: Any = None) -> tuple[Any, Any]:
+        """(values f32[B, T], 0 beyond a sequence; rewards f32[B]). bool `next_B` says of which sequences it is to learn
+        next, so that it may begin."""
         ...
 
     def train(self, tokens_BS: Any, returns_BT: Any, prev_values_BT: Any, mask_BT: Any) -> Mapping[str, float]:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
 from steersman.models.gated import FAMILIES, GatedMLP, fuse_gates
+from steersman.models.low_rank import lighten_lora
 from steersman.models.packed import pack
 
 if not torch.backends.mkldnn.is_available():
@@ -80,6 +81,24 @@ def test_an_adapter_is_not_passed_over():
         nn.init.normal_(wrapped.base_model.model[0].get_submodule(adapted).lora_B["default"].weight)
         with torch.inference_mode():
             assert (wrapped.base_model.model[0](x) - before).norm() > 0.1 * before.norm()
+
+
+def test_adapters_of_both_are_part_of_one_product():
+    _, fused, x = example("Gemma3MLP", "gelu_pytorch_tanh")
+    targets = ["gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(nn.Sequential(fused), LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    true = copy.deepcopy(model).double()
+    lighten_lora(model)
+    calls = []
+    for name in targets[:2]:
+        model.base_model.model[0].get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
+    with torch.inference_mode():
+        truth = true(x.double())
+        assert (model(x) - truth).norm() < 0.02 * truth.norm()
+    assert not calls
 
 
 def test_an_activation_that_is_not_known_is_left_alone():

@@ -129,6 +129,6 @@ def test_one_changed_weight_of_a_product_is_enough():
 def test_a_second_engine_finds_the_model_packed():
     model, _ = example()
     assert pack(model)
-    products = [layer._product for layer in model]
+    products = [layer.product for layer in model]
     assert pack(model)
-    assert [layer._product for layer in model] == products
+    assert [layer.product for layer in model] == products

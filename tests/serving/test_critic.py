@@ -17,7 +17,7 @@ from steersman.serving.critic_wire import PROTOCOL, pack, unpack
 from steersman.serving.remote_critic import RemoteCritic
 
 URL = "http://127.0.0.1:5567"
-TOKENS, LENGTHS = torch.tensor([[1, 2, 3, 4]]), torch.tensor([4])
+TOKENS, LENGTHS, NEXT = torch.tensor([[1, 2, 3, 4]]), torch.tensor([4]), torch.tensor([True])
 MASK = torch.tensor([[False, True, True]])
 RETURNS, VALUES = torch.ones(1, 3), torch.zeros(1, 3)
 
@@ -106,8 +106,9 @@ def test_a_bug_is_told_too(critic: RemoteCritic, line: Line) -> None:
     [
         ("/infer", b"nonsense", "not safetensors"),
         ("/infer", pack(0, tokens=TOKENS), "needs sequence_lengths"),
-        ("/infer", pack(0, tokens=TOKENS[0], sequence_lengths=LENGTHS), r"tokens must be \[B, S\]"),
-        ("/infer", pack(0, tokens=TOKENS, sequence_lengths=LENGTHS + 1), "must lie in 2-4"),
+        ("/infer", pack(0, tokens=TOKENS[0], sequence_lengths=LENGTHS, next=NEXT), r"tokens must be \[B, S\]"),
+        ("/infer", pack(0, tokens=TOKENS, sequence_lengths=LENGTHS + 1, next=NEXT), "must lie in 2-4"),
+        ("/infer", pack(0, tokens=TOKENS, sequence_lengths=LENGTHS), "needs next"),
         ("/train", pack(0, tokens=TOKENS, returns=RETURNS[:, 1:], prev_values=VALUES, mask=MASK), "returns must be"),
         ("/train", pack(0, tokens=TOKENS, returns=RETURNS, prev_values=VALUES, mask=~MASK & MASK), "nothing to learn"),
     ],
@@ -133,7 +134,7 @@ def test_another_version_or_vocabulary_is_refused_at_the_handshake(
     with pytest.raises(ConfigError, match="another vocabulary"):
         critic.hello.check(load_model(tiny_model_folder).encoder.tokenizer)
     newer = critic.hello.model_copy(update={"protocol": PROTOCOL + 1, "steersman": "9.9"})
-    with pytest.raises(ConfigError, match=r"steersman 9\.9\) speaks version 2"):
+    with pytest.raises(ConfigError, match=rf"steersman 9\.9\) speaks version {PROTOCOL + 1}"):
         newer.check(tokenizer)
 
 

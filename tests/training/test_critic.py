@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from steersman.errors import ModelError, NonFiniteError
 from steersman.training import checkpoint
+from steersman.training import critic as critics
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 0], [1, 5, 0, 0, 0], [1, 3, 3, 2, 5]])
 LENGTHS = torch.tensor([4, 2, 5])
@@ -146,3 +147,71 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(make_critic):
     other = make_critic()
     other.start(0, 10)
     assert train_once(critic) == train_once(other)
+
+
+@pytest.fixture
+def num_read(monkeypatch):
+    """How many sequences each forward call of a critic had."""
+    calls = []
+    hidden_states = critics.hidden_states
+
+    def counted(model, input_ids, position_ids, segments, at_M):
+        calls.append(int((position_ids == 0).sum()))
+        return hidden_states(model, input_ids, position_ids, segments, at_M)
+
+    monkeypatch.setattr(critics, "hidden_states", counted)
+    return calls
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("micro_tokens", [1, 1000])
+def test_what_it_will_learn_from_is_read_once(make_critic, num_read, lora, micro_tokens):
+    ahead, plain = (make_critic(lora=lora, micro_tokens=micro_tokens, dtype=torch.float64) for _ in range(2))
+    rows = torch.tensor([2, 0])  # of the next step, in its order
+    next_B = torch.tensor([True, False, True])
+    for number in range(3):
+        for critic in (ahead, plain):
+            if not number:
+                critic.start(0, 10)
+        values, rewards = plain.infer(TOKENS, LENGTHS)
+        num_read.clear()
+        found, found_rewards = ahead.infer(TOKENS, LENGTHS, next_B)
+        assert num_read == ([2, 1, 3] if micro_tokens > 1 else [1] * 6)
+        torch.testing.assert_close(found, values, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found_rewards, rewards, rtol=1e-12, atol=1e-12)
+        lesson = (torch.nn.functional.pad(TOKENS, (0, 2))[rows], *(pad(x)[rows] for x in (values + 1, values, MASK)))
+        num_read.clear()
+        numbers = ahead.train(*lesson)
+        assert num_read == ([] if micro_tokens > 1 else [1])
+        assert numbers == pytest.approx(plain.train(*lesson), rel=1e-9)
+
+
+def pad(x_BT):
+    """As in a longer rollout."""
+    return torch.nn.functional.pad(x_BT, (0, 2))
+
+
+def test_the_same_response_twice_counts_twice(make_critic):
+    ahead, plain = (make_critic(lora=True, dtype=torch.float64) for _ in range(2))
+    twice = torch.tensor([0, 0, 1])
+    values, _ = plain.infer(TOKENS[twice], LENGTHS[twice])
+    ahead.infer(TOKENS[twice], LENGTHS[twice], torch.tensor([True, True, False]))
+    lesson = (TOKENS[twice], values + 1, values, MASK[twice])
+    assert ahead.train(*lesson) == pytest.approx(plain.train(*lesson), rel=1e-9)
+
+
+@pytest.mark.parametrize("between", ["another lesson", "the same lesson", "a new start"])
+def test_what_was_read_by_other_weights_is_not_learnt_from(make_critic, between):
+    ahead, plain = (make_critic(lora=True, dtype=torch.float64, folder=folder) for folder in ("ahead", "plain"))
+    values, _ = plain.infer(TOKENS, LENGTHS)
+    lesson, other = ((TOKENS[rows], values[rows] + 1, values[rows], MASK[rows]) for rows in ([0], [1, 2]))
+    for critic in (ahead, plain):
+        critic.start(0, 10)
+        critic.train(*lesson)
+        critic.save(1)
+        critic.infer(TOKENS, LENGTHS, torch.tensor([True, False, False]) if critic is ahead else None)
+        if between == "a new start":
+            critic.start(1, 10)
+        else:
+            critic.train(*(other if between == "another lesson" else lesson))
+    assert ahead.train(*lesson) == pytest.approx(plain.train(*lesson), rel=1e-9)

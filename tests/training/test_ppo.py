@@ -62,8 +62,10 @@ class Told:
 
     def __init__(self):
         self.lessons = []
+        self.coming = []
 
-    def infer(self, tokens, lengths):
+    def infer(self, tokens, lengths, next_B=None):
+        self.coming += [row[:length].tolist() for row, length in zip(tokens[next_B], lengths[next_B], strict=True)]
         return torch.ones(len(tokens), tokens.shape[1] - 1), 10.0 * torch.arange(1, len(tokens) + 1)
 
     def train(self, tokens, returns, prev_values, mask):
@@ -350,6 +352,20 @@ def test_what_the_first_update_reads_first_is_read_once(make_job, actor, monkeyp
     assert spared == reads[0][1] > 0
 
 
+def test_the_critic_knows_what_it_learns_from_first(make_job):
+    critic = Told()
+    said = Script((A, B, END), (B, END), (C, D, A, END), (END,), (D, END), (C, C, END))
+    rollout = {"samples": 6, "micro_batch": 4}
+    job = make_job(critic, generator=said, rollout=rollout, global_batch=2, epochs=2)
+    ppo.train_step(job, 1)
+    tokens, _, _, mask = critic.lessons[0]
+    first = [row[: int(here.nonzero().max()) + 2].tolist() for row, here in zip(tokens, mask, strict=True)]
+    assert sorted(critic.coming) == sorted(first)
+    critic.coming.clear()
+    ppo.rollout(job, job.questions(2), "validation", ppo.Clock())
+    assert critic.coming == []
+
+
 def test_the_critic_warms_up_alone(make_job, actor):
     critic = Told()
     before = actor.model.lm_head.weight.detach().clone()
@@ -408,10 +424,10 @@ class Failing(Told):
         super().__init__()
         self.when = when
 
-    def infer(self, tokens, lengths):
+    def infer(self, tokens, lengths, next_B=None):
         if self.when == "infer":
             raise RemoteError("the critic has caught fire")
-        return super().infer(tokens, lengths)
+        return super().infer(tokens, lengths, next_B)
 
     def train(self, *told):
         if self.when == "train":

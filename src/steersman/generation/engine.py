@@ -35,10 +35,10 @@ from steersman.generation.heap import keep_freed_memory
 from steersman.generation.jobs import DrawnToken, Generation, Scoring, TokenSequence
 from steersman.generation.prefixes import PrefixCache, common_prefix
 from steersman.generation.sampling import Draw, check_finite, choose, penalise
-from steersman.models.gated import fuse_gates
+from steersman.models.inference import speed_up
 from steersman.models.last_layer import read_only
 from steersman.models.load import LoadedModel, backbone, head_weight, logit_softcap, plain_model
-from steersman.models.packed import PackedLinear, pack
+from steersman.models.packed import PackedLinear
 from steersman.records import Completion
 from steersman.seams import GenerationRequest, Progress, Scored, ScoreRequest, TokenScoreRequest
 
@@ -105,8 +105,7 @@ class Engine:
         self.max_batch = max_batch
         self.prefill_tokens = prefill_tokens
         self._model = loaded.model.eval()
-        if pack(self._model):
-            fuse_gates(self._model)
+        speed_up(self._model)
         self._device = loaded.device
         if self._device.type == "cpu":
             keep_freed_memory()

@@ -110,10 +110,10 @@ def _draw(logits_RV: Tensor, top_R: Tensor, draws: Sequence[Draw]) -> Tensor:
     device = logits_RV.device
     temperature_R = torch.tensor([max(draw.sampling.temperature, COLDEST) for draw in draws], device=device)
     key_R = torch.tensor([derive_seed(draw.seed, draw.step) for draw in draws], device=device)
-    scaled_RV = logits_RV / temperature_R[:, None]
+    scaled_RV = logits_RV if bool((temperature_R == 1).all()) else logits_RV / temperature_R[:, None]
     threshold_R1 = _truncate(scaled_RV, [draw.sampling for draw in draws])[:, None]
     if threshold_R1.isfinite().any():
-        scaled_RV.masked_fill_(scaled_RV < threshold_R1, -math.inf)
+        scaled_RV = scaled_RV.masked_fill(scaled_RV < threshold_R1, -math.inf)
     weight_RV = (scaled_RV - (top_R / temperature_R)[:, None]).exp_()
     weight_RB = torch.cat([block_RBN.sum(-1) for block_RBN in _blocks(weight_RV)], dim=1)
     vocabulary, num_blocks = logits_RV.shape[1], weight_RB.shape[1]

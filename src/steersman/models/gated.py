@@ -5,7 +5,7 @@
 As `transformers` writes it, f and the gate pass over memory again, and each rounds what it finds. Here f is taken of
 the sums of one product, and those of the other are multiplied by it, both in fp32. That is faster and more precise, but
 not the same to the last bit, so it is for inference mode alone: a reference without gradients has to equal the actor
-with them.
+with them. With adapters the two products are one, with f and the gate behind it.
 """
 
 import functools
@@ -13,6 +13,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from steersman.models.joint import Joint
 from steersman.models.packed import PackedLinear, PackedWeight, can_pack
 
 FAMILIES = {f"{family}MLP" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")}
@@ -35,6 +36,7 @@ class GatedMLP(nn.Module):
     act_fn: nn.Module
     _gate: PackedWeight
     _up: PackedWeight
+    _joint: Joint
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj, self.up_proj
@@ -49,6 +51,9 @@ class GatedMLP(nn.Module):
             factor = self._gate.linear(x, [gate.weight], gate.bias, activation)
             y: Tensor = self.down_proj(self._up.gate(x, up.weight, up.bias, factor))
             return y
+        if torch.is_inference_mode_enabled() and (whole := self._joint.output([gate, up], x)) is not None:
+            factor, values = whole.chunk(2, dim=-1)
+            return self.down_proj(self.act_fn(factor).mul_(values))  # type: ignore[no-any-return]
         return super().forward(x)  # type: ignore[no-any-return]
 
 
@@ -63,4 +68,4 @@ def fuse_gates(model: nn.Module) -> None:
         known = type(module).__name__ in FAMILIES and type(module.act_fn).__name__ in ACTIVATIONS
         if known and not isinstance(module, GatedMLP):
             module.__class__ = _fused(type(module))  # type: ignore[arg-type]
-            module._gate, module._up = PackedWeight(), PackedWeight()  # type: ignore[assignment]
+            module._gate, module._up, module._joint = PackedWeight(), PackedWeight(), Joint()  # type: ignore[assignment]

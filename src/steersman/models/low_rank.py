@@ -11,7 +11,7 @@ one product, and W is multiplied in the processor's order where it is packed.
 Shapes: R rows, I inputs, O outputs, K rank; N ranks of layers with the same input, one after another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -58,19 +58,20 @@ class LeanLora(Linear):  # type: ignore[misc]
     _wide: Derived[Tensor]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = self._plain_adapter(x)
+        name = self.plain_adapter(x)
         if name is None or args or kwargs:
             return cast(Tensor, super().forward(x, *args, **kwargs))
         if torch.is_grad_enabled():
             a_KI, b_OK = self.lora_A[name].weight, self.lora_B[name].weight
             return _LowRank.apply(x, a_KI, b_OK, self, name)  # type: ignore[no-any-return, no-untyped-call]
-        return self.output(x, name)[0]
+        return self.output(x, name, Tensor.addmm_)[0]
 
-    def output(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """y, in the shape of x, and a: [R, K]; without gradients."""
+    def output(self, x: Tensor, name: str, add: Callable[..., Tensor] = torch.addmm) -> tuple[Tensor, Tensor]:
+        """y, in the shape of x, and a: [R, K]; without gradients. `add` may write to W's output, which is often a part
+        of a wider one, if autograd has not to follow."""
         narrow_RK = self._narrow.output(self, x, name)
         frozen_RO = self.base_layer(x).flatten(0, -2)
-        y_RO = torch.addmm(frozen_RO, narrow_RK, self.widening(name).T, alpha=self.scaling[name])
+        y_RO = add(frozen_RO, narrow_RK, self.widening(name).T, alpha=self.scaling[name])
         return y_RO.view(*x.shape[:-1], -1), narrow_RK
 
     def narrowing(self, name: str) -> Tensor:
@@ -81,7 +82,7 @@ class LeanLora(Linear):  # type: ignore[misc]
         """B in the precision of W: [O, K]."""
         return self._wide.of([self.lora_B[name].weight, self.base_layer.weight])
 
-    def _plain_adapter(self, x: Tensor) -> str | None:
+    def plain_adapter(self, x: Tensor) -> str | None:
         """The one adapter's name, if it is all that there is to it."""
         base, names = self.base_layer, self.active_adapters
         if self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:

@@ -66,10 +66,17 @@ class LeanNorm(nn.Module):
     from_one: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        eps: Any = self.eps if self.from_one else self.variance_epsilon
         if torch.is_grad_enabled():
-            return _Normalise.apply(x, self.weight, eps, self.from_one)  # type: ignore[no-any-return, no-untyped-call]
-        return normalise(x, self.weight, eps, self.from_one)[0]
+            return _Normalise.apply(x, self.weight, self._eps, self.from_one)  # type: ignore[no-any-return, no-untyped-call]
+        return self.normalised(x, self.weight)
+
+    def normalised(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`normalise` without gradients, with a weight for each of several heads, say."""
+        return normalise(x, weight, self._eps, self.from_one)[0]
+
+    @property
+    def _eps(self) -> Any:
+        return self.eps if self.from_one else self.variance_epsilon
 
 
 @functools.cache

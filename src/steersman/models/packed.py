@@ -60,14 +60,21 @@ class _Product:
         """What one of the layers makes of its input; by its plain weight once a weight is none that `can_pack`."""
 
         def compute() -> Mapping[PackedLinear, Tensor]:
-            weights = [each.weight for each in self.layers]
-            if not all(map(can_pack, weights)):
+            whole = self.whole(x)
+            if whole is None:
                 return {layer: F.linear(x, layer.weight, layer.bias)}
-            biases = [each.bias for each in self.layers if each.bias is not None]
-            whole = self._weight.linear(x, weights, self._bias.of(biases) if biases else None)
-            return dict(zip(self.layers, torch.split(whole, [len(weight) for weight in weights], dim=-1), strict=True))
+            parts = torch.split(whole, [each.out_features for each in self.layers], dim=-1)
+            return dict(zip(self.layers, parts, strict=True))
 
         return self._outputs.of(layer, x, compute)
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        """The outputs of all layers side by side; None once a weight is none that `can_pack`."""
+        weights = [layer.weight for layer in self.layers]
+        if not all(map(can_pack, weights)):
+            return None
+        biases = [layer.bias for layer in self.layers if layer.bias is not None]
+        return self._weight.linear(x, weights, self._bias.of(biases) if biases else None)
 
 
 class PackedLinear(nn.Linear):
@@ -76,13 +83,13 @@ class PackedLinear(nn.Linear):
     Where gradients are wanted it uses the plain weight; an adapter around it asks for the copies.
     """
 
-    _product: _Product
+    product: _Product
     _transposed: Derived[Tensor]
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return F.linear(input, self.weight, self.bias)
-        return self._product.output(self, input)
+        return self.product.output(self, input)
 
     def backward_product(self, gradient_RO: Tensor) -> Tensor:
         """`gradient_RO @ weight_OI`, by a copy of its own."""
@@ -105,7 +112,7 @@ def pack(model: nn.Module) -> bool:
         packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
         product = _Product(packed)
         for each in packed:
-            each._product, each._transposed = product, Derived(_reordered_transpose)
+            each.product, each._transposed = product, Derived(_reordered_transpose)
     return True
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 2048  # rows
-CPU_BLOCK, GPU_BLOCK = 2**20, 2**26  # logits
+CPU_BLOCK, GPU_BLOCK = 3 * 2**20, 2**26  # logits
 
 
 class TokenScores(NamedTuple):

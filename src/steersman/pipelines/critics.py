@@ -11,8 +11,8 @@ from pydantic import Field
 from steersman.card import ModelCard
 from steersman.errors import ModelError
 from steersman.models.adapters import LoraConfig, merge_adapter
+from steersman.models.inference import speed_up
 from steersman.models.load import LoadedModel, load_model, prepare_for_training
-from steersman.models.packed import pack
 from steersman.randomness import derive_seed
 from steersman.serving.critic import ServedCritic
 from steersman.serving.critic_wire import vocabulary_fingerprint
@@ -65,7 +65,7 @@ def open_critic(model: str, settings: CriticSettings, folder: Path, device: torc
         trained = prepare_for_training(loaded, loaded.encoder.spec, settings.lora).model.eval()
         parameters = {name: p for name, p in trained.named_parameters() if p.requires_grad}
         rewards = None if settings.lora else load().model.requires_grad_(False)
-        pack(trained if rewards is None else rewards)  # what is frozen
+        speed_up(trained if rewards is None else rewards)  # what is frozen
         return CriticModel(
             model=trained,
             rewards=rewards,

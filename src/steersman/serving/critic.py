@@ -95,12 +95,12 @@ class _Desk:
             )
 
     def infer(self, body: bytes) -> bytes:
-        num_updates, (tokens, lengths) = unpack(body, ["tokens", "sequence_lengths"])
-        check_shapes(tokens, sequence_lengths=(lengths, -1))
+        num_updates, (tokens, lengths, learns_next) = unpack(body, ["tokens", "sequence_lengths", "next"])
+        check_shapes(tokens, sequence_lengths=(lengths, -1), next=(learns_next, -1))
         self.check(num_updates)
         if int(lengths.max()) > min(self.served.window, tokens.shape[1]) or int(lengths.min()) < 2:
             raise DataError(f"sequence_lengths must lie in 2-{min(self.served.window, tokens.shape[1])}")
-        values, rewards = self.critic.infer(tokens, lengths)
+        values, rewards = self.critic.infer(tokens, lengths, learns_next)
         return pack(num_updates, values=values, rewards=rewards)
 
     def train(self, body: bytes) -> Mapping[str, float]:

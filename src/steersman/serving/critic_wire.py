@@ -2,7 +2,7 @@
 
     GET  /critic   -> Hello                                                  JSON
     POST /start    Stand -> Hello                                            JSON
-    POST /infer    tokens, sequence_lengths -> values, rewards               safetensors, both ways
+    POST /infer    tokens, sequence_lengths, next -> values, rewards         safetensors, both ways
     POST /train    tokens, returns, prev_values, mask -> numbers             safetensors in, JSON out
     POST /save     Stand -> {"path": ...}                                    JSON
 
@@ -24,12 +24,13 @@ from transformers import PreTrainedTokenizerBase
 
 from steersman.errors import ConfigError, DataError
 
-PROTOCOL = 1
+PROTOCOL = 2
 BINARY = {"content-type": "application/octet-stream"}
 
 DTYPES = {
     "tokens": torch.int64,
     "sequence_lengths": torch.int64,
+    "next": torch.bool,
     "returns": torch.float32,
     "prev_values": torch.float32,
     "mask": torch.bool,

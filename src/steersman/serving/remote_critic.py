@@ -7,6 +7,7 @@ critic is no longer asked: what was to follow in the same run would meet a criti
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -46,13 +47,14 @@ class RemoteCritic:
         self._num_updates = self._hello(answer).num_updates
         self._failure = None
 
-    def infer(self, tokens_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(values f32[B, T], 0 beyond a sequence; rewards f32[B]).
+    def infer(self, tokens_BS: Tensor, lengths_B: Tensor, next_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(values f32[B, T], 0 beyond a sequence; rewards f32[B]); bool `next_B` says of which it is to learn next.
 
         Raises:
             RemoteError: it failed, in its own words, or what failed before.
         """
-        body = pack(self._num_updates, tokens=tokens_BS, sequence_lengths=lengths_B)
+        next_B = torch.zeros(len(tokens_BS), dtype=torch.bool) if next_B is None else next_B
+        body = pack(self._num_updates, tokens=tokens_BS, sequence_lengths=lengths_B, next=next_B)
         _, (values_BT, rewards_B) = unpack(self._send("/infer", body), ["values", "rewards"])
         check_shapes(tokens_BS, values=(values_BT, 1), rewards=(rewards_B, -1))
         return values_BT, rewards_B

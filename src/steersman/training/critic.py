@@ -8,7 +8,7 @@ Shapes: B sequences, S tokens, padded on the right; T = S - 1 states; M states s
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,38 @@ class CriticModel:
     optimizer: AdamW
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """Values of a micro-batch that will be learnt from, with the graph of them.
+
+    Attributes:
+        sequences: the tokens of each.
+        places: which of these sequences, and which of its states, each value is of.
+        values_M: f32.
+        num_updates: the critic's, when it read them.
+    """
+
+    sequences: list[Tensor]
+    places: Places
+    values_M: Tensor
+    num_updates: int
+
+    def among(self, tokens_BS: Tensor, mask_BT: Tensor) -> tuple[Places, Tensor]:
+        """The values that are of states of `mask_BT`, and the places of these there."""
+        rows: list[int] = []
+        for tokens_S in self.sequences:
+            equal_B = (tokens_BS[:, : len(tokens_S)] == tokens_S).all(1)
+            rows.append(next((row for row in equal_B.nonzero()[:, 0].tolist() if row not in rows), -1))
+        row_M, state_M = torch.tensor(rows)[self.places[0]], self.places[1]
+        wanted_M = (row_M >= 0) & mask_BT[row_M, state_M]
+        return (row_M[wanted_M], state_M[wanted_M]), self.values_M[wanted_M]
+
+
 class LocalCritic:
     """A Critic in this process.
+
+    The sequences of a training step that are read together first are read with a graph when they are valued, and not
+    again to learn from.
 
     Args:
         open_model: makes the model as it is before any training; called again to begin anew.
@@ -78,6 +108,7 @@ class LocalCritic:
         self._open_model, self._config, self._folder, self._keep = open_model, config, folder, max(2, keep)
         self._critic = open_model()
         self._planned_updates = 0
+        self._ahead: _Ahead | None = None
 
     @property
     def num_updates(self) -> int:
@@ -100,28 +131,48 @@ class LocalCritic:
             ModelError: there is no checkpoint of this step, or it is damaged.
         """
         checkpoint.drop_after(self._folder, step)
+        self._ahead = None
         if self.num_updates:
             self._critic = self._open_model()
         if step:
             checkpoint.restore_counted(self._critic.optimizer, checkpoint.load(self._folder, step)[1])
         self._planned_updates = num_updates
 
-    @torch.no_grad()
-    def infer(self, tokens_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Values f32[B, T] of all states before a sequence's last token (0 beyond), and rewards f32[B], read at it."""
+    def infer(self, tokens_BS: Tensor, lengths_B: Tensor, next_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Values f32[B, T] of all states before a sequence's last token (0 beyond), and rewards f32[B], read at it. Of
+        the sequences in `next_B` it is to learn next."""
         critic = self._critic
         places_S = torch.arange(tokens_BS.shape[1])
         valued_BT = places_S[:-1] < lengths_B[:, None] - 1
-        values_BT = torch.zeros(valued_BT.shape)
-        for places, batch in self._pack(tokens_BS, valued_BT):
-            values_BT[places] = self._read(critic.model, batch).float().cpu()
-        rewards_B = torch.zeros(len(tokens_BS))
+        values_BT, rewards_B = torch.zeros(valued_BT.shape), torch.zeros(len(tokens_BS))
+        if next_B is not None and (self._ahead is None or self._ahead.num_updates < self.num_updates):
+            self._ahead = ahead = self._read_ahead(tokens_BS, lengths_B, valued_BT & next_B[:, None])
+            if ahead:
+                places, values_M = ahead.among(tokens_BS, valued_BT)
+                values_BT[places], valued_BT[places] = values_M.detach().float().cpu(), False
         last_BS = places_S == lengths_B[:, None] - 1
         padded_BS = torch.nn.functional.pad(tokens_BS, (0, 1))
-        with frozen(critic.model, critic.rewards) as model:
-            for (sequences_M, _), batch in self._pack(padded_BS, last_BS):
-                rewards_B[sequences_M] = self._read(model, batch).float().cpu()
+        with torch.inference_mode():
+            for places, batch in self._pack(tokens_BS, valued_BT):
+                values_BT[places] = self._read(critic.model, batch).float().cpu()
+            with frozen(critic.model, critic.rewards) as model:
+                for (sequences_M, _), batch in self._pack(padded_BS, last_BS):
+                    rewards_B[sequences_M] = self._read(model, batch).float().cpu()
         return values_BT, rewards_B
+
+    def _read_ahead(self, tokens_BS: Tensor, lengths_B: Tensor, valued_BT: Tensor) -> _Ahead | None:
+        """The first micro-batch of these states; None if there are none."""
+        micro_batches = self._pack(tokens_BS, valued_BT)
+        if not micro_batches:
+            return None
+        (sequence_M, state_M), batch = micro_batches[0]
+        numbers, index_M = torch.unique(sequence_M, return_inverse=True)
+        return _Ahead(
+            sequences=[tokens_BS[number, : lengths_B[number]].clone() for number in numbers],
+            places=(index_M, state_M),
+            values_M=self._read(self._critic.model, batch),
+            num_updates=self.num_updates,
+        )
 
     def train(
         self, tokens_BS: Tensor, returns_BT: Tensor, prev_values_BT: Tensor, mask_BT: Tensor
@@ -131,11 +182,10 @@ class LocalCritic:
         Raises:
             NonFiniteError: the loss or its gradient is NaN or infinite; the weights are unchanged.
         """
-        critic, optimizer, config = self._critic, self._critic.optimizer, self._config.optim
+        optimizer, config = self._critic.optimizer, self._config.optim
         optimizer.discard_gradients()  # of an attempt that failed midway
         loss_sum = num_clipped = 0.0
-        for places, batch in self._pack(tokens_BS, mask_BT):
-            values_M = self._read(critic.model, batch)
+        for places, values_M in self._read_to_learn(tokens_BS, mask_BT):
             old_M, returns_M = (x_BT[places].to(values_M.device) for x_BT in (prev_values_BT, returns_BT))
             loss = value_loss(values_M, old_M, returns_M, clip=self._config.value_clip)
             loss.sum.backward()  # type: ignore[no-untyped-call]
@@ -151,6 +201,19 @@ class LocalCritic:
         lr = learning_rate(config, self.num_updates + 1, self._planned_updates)
         optimizer.step(lr, clip_factor(config, grad_norm) / num)
         return {"loss": loss_mean, "clip_fraction": num_clipped / num, "grad_norm": grad_norm, "lr": lr}
+
+    def _read_to_learn(self, tokens_BS: Tensor, mask_BT: Tensor) -> Iterator[tuple[Places, Tensor]]:
+        """The values of the states of `mask_BT`, a micro-batch at a time; first those that were read ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead and ahead.num_updates == self.num_updates:
+            places, values_M = ahead.among(tokens_BS, mask_BT)
+            del ahead
+            if len(values_M):
+                mask_BT = mask_BT.index_put(places, torch.tensor(False))
+                yield places, values_M
+                del values_M
+        for places, batch in self._pack(tokens_BS, mask_BT):
+            yield places, self._read(self._critic.model, batch)
 
     def save(self, step: int) -> str:
         """Commit the state of `step`; a step that is saved already is what it was."""

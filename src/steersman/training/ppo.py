@@ -309,7 +309,8 @@ def train_step(job: PPOJob, step: int) -> Report:
     config, clock = job.config, Clock()
 
     # 1. Rollout: the actor answers. Each part goes to the critic as soon as it is there.
-    responses, judging = rollout(job, job.questions(step), f"rollout-{step}", clock)
+    batches = list(minibatches(job, step))
+    responses, judging = rollout(job, job.questions(step), f"rollout-{step}", clock, next_rows=batches[0])
     tokens_BS, lengths_B, mask_BT = pad(responses)
     ended_B = torch.tensor([response.ended for response in responses])
     if not ended_B.any():
@@ -318,7 +319,6 @@ def train_step(job: PPOJob, step: int) -> Report:
     # 2. Score: how likely the actor and the reference find it, how good the critic and the reward functions. What the
     # first update reads first is read here, and kept for it: until then the actor is the same.
     actions_BT = mask_BT & ended_B[:, None]
-    batches = list(minibatches(job, step))
     with clock.time("logprobs"):
         ahead = read_ahead(job, tokens_BS, actions_BT, batches[0]) if step > config.critic_warmup else None
         rest_BT = mask_BT.clone()
@@ -392,9 +392,13 @@ Judging = Future[tuple[Tensor, Tensor]]
 
 
 def rollout(
-    job: PPOJob, questions: Sequence[Question], purpose: str, clock: Clock
+    job: PPOJob, questions: Sequence[Question], purpose: str, clock: Clock, next_rows: Tensor | None = None
 ) -> tuple[list[Response], list[Judging]]:
-    """A response to each question, and the critic's values and rewards of each part of them, to be awaited."""
+    """A response to each question, and the critic's values and rewards of each part of them, to be awaited. Of the
+    responses in `next_rows` it learns next."""
+    next_B = torch.zeros(len(questions), dtype=torch.bool)
+    if next_rows is not None:
+        next_B[next_rows] = True
     responses: list[Response] = []
     judging: list[Judging] = []
     size = job.config.rollout.micro_batch
@@ -409,7 +413,7 @@ def rollout(
         part = [Response(question=q, completion=c) for q, c in zip(asked, completions, strict=True)]
         tokens_BS, lengths_B, _ = pad(part)
         with clock.time("critic_wait"):
-            judging.append(job.executor.submit(job.critic.infer, tokens_BS, lengths_B))
+            judging.append(job.executor.submit(job.critic.infer, tokens_BS, lengths_B, next_B[first : first + size]))
         responses += part
         raise_failure(judging)
     return responses, judging
