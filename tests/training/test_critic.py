@@ -191,6 +191,17 @@ def pad(x_BT):
     return torch.nn.functional.pad(x_BT, (0, 2))
 
 
+def test_asked_again_it_says_the_same(make_critic, num_read):
+    # As when an answer was lost on its way.
+    critic = make_critic(lora=True)
+    asked = TOKENS, LENGTHS, torch.tensor([True, False, True])
+    first = critic.infer(*asked)
+    num_read.clear()
+    again = critic.infer(*asked)
+    assert all(map(torch.equal, again, first))
+    assert num_read == [1, 3]
+
+
 def test_the_same_response_twice_counts_twice(make_critic):
     ahead, plain = (make_critic(lora=True, dtype=torch.float64) for _ in range(2))
     twice = torch.tensor([0, 0, 1])

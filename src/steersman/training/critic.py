@@ -145,10 +145,12 @@ class LocalCritic:
         places_S = torch.arange(tokens_BS.shape[1])
         valued_BT = places_S[:-1] < lengths_B[:, None] - 1
         values_BT, rewards_B = torch.zeros(valued_BT.shape), torch.zeros(len(tokens_BS))
-        if next_B is not None and (self._ahead is None or self._ahead.num_updates < self.num_updates):
-            self._ahead = ahead = self._read_ahead(tokens_BS, lengths_B, valued_BT & next_B[:, None])
-            if ahead:
-                places, values_M = ahead.among(tokens_BS, valued_BT)
+        if next_B is not None:
+            next_BT = valued_BT & next_B[:, None]
+            if self._ahead is None or self._ahead.num_updates != self.num_updates:
+                self._ahead = self._read_ahead(tokens_BS, lengths_B, next_BT)
+            if self._ahead:
+                places, values_M = self._ahead.among(tokens_BS, next_BT)
                 values_BT[places], valued_BT[places] = values_M.detach().float().cpu(), False
         last_BS = places_S == lengths_B[:, None] - 1
         padded_BS = torch.nn.functional.pad(tokens_BS, (0, 1))
