@@ -18,10 +18,10 @@ from steersman.models.packed import PackedLinear
 
 
 class Joint:
-    """Such a product. It keeps what it needs of the adapters until they change."""
+    """Such a product."""
 
     def __init__(self) -> None:
-        self._narrowing, self._widening = Derived(_below), Derived(_blocks)
+        self._widening = Derived(_blocks)
 
     def output(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         """The layers' outputs side by side, for the caller to write to if need be. None if these layers are no one
@@ -32,23 +32,16 @@ class Joint:
         adapted = [layer for layer in layers if isinstance(layer, LeanLora)]
         if not adapted:
             return bases[0].product.whole(x) if bases == layers else None
-        names = {layer.plain_adapter(x) for layer in adapted}
-        scales = {layer.scaling.get(name) for layer in adapted for name in names}
-        if len(adapted) < len(layers) or len(names) > 1 or len(scales) > 1 or names == {None}:
+        name, *others = {layer.plain_adapter(x) for layer in adapted}
+        if name is None or others or len(adapted) < len(layers):
             return None
-        whole = bases[0].product.whole(x)
-        if whole is not None:
-            (name,), (scale,), like = names, scales, bases[0].weight
-            narrowing_NI = self._narrowing.of([*(layer.lora_A[name].weight for layer in adapted), like])
-            widening_ON = self._widening.of([*(layer.lora_B[name].weight for layer in adapted), like])
-            whole.flatten(0, -2).addmm_(x.flatten(0, -2) @ narrowing_NI.T, widening_ON.T, alpha=scale)
+        scale, *others = {layer.scaling[name] for layer in adapted}
+        if others or (whole := bases[0].product.whole(x)) is None:
+            return None
+        narrow_RN = x.flatten(0, -2) @ adapted[0].joint_narrowing(name).T
+        widening_ON = self._widening.of([*(layer.lora_B[name].weight for layer in adapted), bases[0].weight])
+        whole.flatten(0, -2).addmm_(narrow_RN, widening_ON.T, alpha=scale)
         return whole
-
-
-def _below(tensors: Sequence[Tensor]) -> Tensor:
-    """All but the last, one below the other, as precise as the last."""
-    *parts, like = (tensor.detach() for tensor in tensors)
-    return torch.cat(parts).to(like.dtype)
 
 
 def _blocks(tensors: Sequence[Tensor]) -> Tensor:

@@ -78,6 +78,10 @@ class LeanLora(Linear):  # type: ignore[misc]
         """A in the precision of W: [K, I]."""
         return self._narrow.parts(name)[self]
 
+    def joint_narrowing(self, name: str) -> Tensor:
+        """That of all adapted layers with the same input, one below the other: [N, I]."""
+        return self._narrow.matrix(name)[0]
+
     def widening(self, name: str) -> Tensor:
         """B in the precision of W: [O, K]."""
         return self._wide.of([self.lora_B[name].weight, self.base_layer.weight])
@@ -111,7 +115,7 @@ class _Narrow:
         """What one of the layers makes of its input: [R, K]."""
 
         def compute() -> Mapping[LeanLora, Tensor]:
-            joined_NI, ranks = self._matrix(name)
+            joined_NI, ranks = self.matrix(name)
             parts = torch.split(x.flatten(0, -2) @ joined_NI.T, list(ranks.values()), dim=1)
             return dict(zip(ranks, parts, strict=True))
 
@@ -119,10 +123,10 @@ class _Narrow:
 
     def parts(self, name: str) -> dict[LeanLora, Tensor]:
         """A of each layer, as precise as W."""
-        joined_NI, ranks = self._matrix(name)
+        joined_NI, ranks = self.matrix(name)
         return dict(zip(ranks, torch.split(joined_NI, list(ranks.values())), strict=True))
 
-    def _matrix(self, name: str) -> tuple[Tensor, dict[LeanLora, int]]:
+    def matrix(self, name: str) -> tuple[Tensor, dict[LeanLora, int]]:
         """A of all layers with an adapter of this name, one below the other: [N, I]; and their ranks."""
         weights = {layer: layer.lora_A[name].weight for layer in self._layers if name in layer.lora_A}
         joined_NI = self._joined.of([*weights.values(), self._layers[0].base_layer.weight])
