@@ -202,6 +202,18 @@ def test_asked_again_it_says_the_same(make_critic, num_read):
     assert num_read == [1, 3]
 
 
+def test_a_later_part_of_a_rollout_may_be_shorter(make_critic):
+    ahead, plain = (make_critic(lora=True, dtype=torch.float64) for _ in range(2))
+    short = TOKENS[:2, :4], LENGTHS[:2]
+    expected = plain.infer(*short)
+    ahead.infer(TOKENS[2:], LENGTHS[2:], torch.tensor([True]))  # of five tokens
+    for found, wanted in zip(ahead.infer(*short, torch.tensor([True, False])), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    values, _ = plain.infer(TOKENS, LENGTHS)
+    lesson = (TOKENS, values + 1, values, MASK)
+    assert ahead.train(*lesson) == pytest.approx(plain.train(*lesson), rel=1e-9)
+
+
 def test_the_same_response_twice_counts_twice(make_critic):
     ahead, plain = (make_critic(lora=True, dtype=torch.float64) for _ in range(2))
     twice = torch.tensor([0, 0, 1])

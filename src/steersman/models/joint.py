@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from steersman.models.derived import Derived
-from steersman.models.low_rank import LeanLora
 from steersman.models.packed import PackedLinear
 
 
@@ -29,11 +28,15 @@ class Joint:
         bases = [getattr(layer, "base_layer", layer) for layer in layers]
         if not isinstance(bases[0], PackedLinear) or bases[0].product.layers != bases:
             return None
+        if bases == layers:
+            return bases[0].product.whole(x)
+        from steersman.models.low_rank import LeanLora  # with peft, which a model without adapters does not need
+
         adapted = [layer for layer in layers if isinstance(layer, LeanLora)]
-        if not adapted:
-            return bases[0].product.whole(x) if bases == layers else None
+        if len(adapted) < len(layers):
+            return None
         name, *others = {layer.plain_adapter(x) for layer in adapted}
-        if name is None or others or len(adapted) < len(layers):
+        if name is None or others:
             return None
         scale, *others = {layer.scaling[name] for layer in adapted}
         if others or (whole := bases[0].product.whole(x)) is None:

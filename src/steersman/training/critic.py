@@ -82,7 +82,8 @@ class _Ahead:
         """The values that are of states of `mask_BT`, and the places of these there."""
         rows: list[int] = []
         for tokens_S in self.sequences:
-            equal_B = (tokens_BS[:, : len(tokens_S)] == tokens_S).all(1)
+            fits = len(tokens_S) <= tokens_BS.shape[1]
+            equal_B = (tokens_BS[:, : len(tokens_S)] == tokens_S).all(1) if fits else torch.zeros(0)
             rows.append(next((row for row in equal_B.nonzero()[:, 0].tolist() if row not in rows), -1))
         row_M, state_M = torch.tensor(rows)[self.places[0]], self.places[1]
         wanted_M = (row_M >= 0) & mask_BT[row_M, state_M]
