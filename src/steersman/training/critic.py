@@ -86,8 +86,9 @@ class _Ahead:
             equal_B = (tokens_BS[:, : len(tokens_S)] == tokens_S).all(1) if fits else torch.zeros(0)
             rows.append(next((row for row in equal_B.nonzero()[:, 0].tolist() if row not in rows), -1))
         row_M, state_M = torch.tensor(rows)[self.places[0]], self.places[1]
-        wanted_M = (row_M >= 0) & mask_BT[row_M, state_M]
-        return (row_M[wanted_M], state_M[wanted_M]), self.values_M[wanted_M]
+        found = (row_M >= 0).nonzero()[:, 0]
+        found = found[mask_BT[row_M[found], state_M[found]]]
+        return (row_M[found], state_M[found]), self.values_M[found.to(self.values_M.device)]
 
 
 class LocalCritic:
