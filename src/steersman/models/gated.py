@@ -9,6 +9,7 @@ with them. With adapters the two products are one, with f and the gate behind it
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ ACTIVATIONS = {
 class GatedMLP(nn.Module):
     """What `fuse_gates` makes of a layer."""
 
-    gate_proj: nn.Module
-    up_proj: nn.Module
+    gate_proj: Any  # linear, or with an adapter
+    up_proj: Any
     down_proj: nn.Module
     act_fn: nn.Module
     _gate: PackedWeight
@@ -40,20 +41,15 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj, self.up_proj
-        if (
-            torch.is_inference_mode_enabled()
-            and type(gate) is PackedLinear  # not one with an adapter
-            and type(up) is PackedLinear
-            and can_pack(gate.weight)
-            and can_pack(up.weight)
-        ):
-            activation = ACTIVATIONS[type(self.act_fn).__name__]
-            factor = self._gate.linear(x, [gate.weight], gate.bias, activation)
-            y: Tensor = self.down_proj(self._up.gate(x, up.weight, up.bias, factor))
-            return y
-        if torch.is_inference_mode_enabled() and (whole := self._joint.output([gate, up], x)) is not None:
-            factor, values = whole.chunk(2, dim=-1)
-            return self.down_proj(self.act_fn(factor).mul_(values))  # type: ignore[no-any-return]
+        if torch.is_inference_mode_enabled():
+            packed = type(gate) is PackedLinear and type(up) is PackedLinear  # without adapters
+            if packed and can_pack(gate.weight) and can_pack(up.weight):
+                factor = self._gate.linear(x, [gate.weight], gate.bias, ACTIVATIONS[type(self.act_fn).__name__])
+                return self.down_proj(self._up.gate(x, up.weight, up.bias, factor))  # type: ignore[no-any-return]
+            whole = self._joint.output([gate, up], x)
+            if whole is not None:
+                factor, values = whole.chunk(2, dim=-1)
+                return self.down_proj(self.act_fn(factor).mul_(values))  # type: ignore[no-any-return]
         return super().forward(x)  # type: ignore[no-any-return]
 
 

@@ -79,12 +79,13 @@ class _Ahead:
     num_updates: int
 
     def among(self, tokens_BS: Tensor, mask_BT: Tensor) -> tuple[Places, Tensor]:
-        """The values that are of states of `mask_BT`, and the places of these there."""
+        """The states of `mask_BT` that values are known of, and these values. A row that begins with one of the
+        sequences will do; one that is given twice counts twice."""
         rows: list[int] = []
         for tokens_S in self.sequences:
-            fits = len(tokens_S) <= tokens_BS.shape[1]
-            equal_B = (tokens_BS[:, : len(tokens_S)] == tokens_S).all(1) if fits else torch.zeros(0)
-            rows.append(next((row for row in equal_B.nonzero()[:, 0].tolist() if row not in rows), -1))
+            beginnings = tokens_BS[:, : len(tokens_S)]
+            equal = [row for row, beginning in enumerate(beginnings) if torch.equal(beginning, tokens_S)]
+            rows.append(next((row for row in equal if row not in rows), -1))
         row_M, state_M = torch.tensor(rows)[self.places[0]], self.places[1]
         found = (row_M >= 0).nonzero()[:, 0]
         found = found[mask_BT[row_M[found], state_M[found]]]
@@ -94,8 +95,7 @@ class _Ahead:
 class LocalCritic:
     """A Critic in this process.
 
-    The sequences of a training step that are read together first are read with a graph when they are valued, and not
-    again to learn from.
+    Of what it learns next it reads the first micro-batch with a graph when it is valued, and not again to learn from.
 
     Args:
         open_model: makes the model as it is before any training; called again to begin anew.
