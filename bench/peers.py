@@ -52,14 +52,17 @@ def python(name: str) -> str:
     return str(interpreter)
 
 
+def tcmalloc() -> str:
+    """The library of a faster heap, which comes with the system (Debian's libtcmalloc-minimal4)."""
+    return find_library("tcmalloc_minimal") or sys.exit("install tcmalloc: sudo apt-get install libtcmalloc-minimal4")
+
+
 def vllm_ways() -> dict[str, dict[str, str]]:
     """Environments in which vLLM may be fastest: its model on all cores, or one left to its other processes, as it is
     by default. In both it gets the libraries that its manual wants loaded before others: Intel's OpenMP, which comes
-    with it, and tcmalloc, which does not (Debian's libtcmalloc-minimal4)."""
-    openmp, tcmalloc = Path(python("vllm")).parents[1] / "lib" / "libiomp5.so", find_library("tcmalloc_minimal")
-    if tcmalloc is None:
-        sys.exit("vLLM is at its best with tcmalloc: sudo apt-get install libtcmalloc-minimal4")
-    libraries = {"LD_PRELOAD": f"{openmp}:{tcmalloc}"}
+    with it, and tcmalloc."""
+    openmp = Path(python("vllm")).parents[1] / "lib" / "libiomp5.so"
+    libraries = {"LD_PRELOAD": f"{openmp}:{tcmalloc()}"}
     return {
         "on all cores": {**libraries, "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}"},
         "a core left free": libraries,

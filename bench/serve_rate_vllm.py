@@ -3,7 +3,8 @@
     python bench/serve_rate_vllm.py [MODEL] [RUNS] [TOKENS]
 
 MODEL is `models/gemma-3-270m` by default; answers have a tenth of TOKENS up to TOKENS. The two servers run one after
-the other, never at once. A run of vLLM in each of its ways (`peers.vllm_ways`) says which one it is compared in.
+the other, never at once, both on tcmalloc's heap. A run of vLLM in each of its ways (`peers.vllm_ways`) says which one
+it is compared in.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ def main(model: str = "models/gemma-3-270m", runs: int = RUNS, most: int = TOKEN
     best = max(found, key=lambda name: found[name])
     peer, peer_first = rates(peer_command, most, runs, ways[best])
     ours, first = rates([str(STEERSMAN), "serve", model, "--name", NAME, "--precision", "bfloat16",
-                         "--batch", str(BATCH)], most, runs)  # fmt: skip
+                         "--batch", str(BATCH)], most, runs, {"LD_PRELOAD": peers.tcmalloc()})  # fmt: skip
     write(
         "serve_rate_vllm", "tokens/s", ours, peer, f"{peers.version('vllm')} {best}",
         peer_rates=found, longest_answer=most,

@@ -209,7 +209,8 @@ class _Decode:
         out_THD[self._tokens] = (out_NKGD if all_decode else out_NKGD[self._row_n]).reshape(-1, H, D)
 
     def _view(self, window: int | None) -> tuple[int, Tensor | None]:
-        """The first position that is attended to at all, and the mask from there on (None where all see all)."""
+        """The first position that is attended to at all, and the mask from there on, as numbers that are added to the
+        scores: every layer would convert a bool one. None where all see all."""
         if window not in self._views:
             ends = self._lengths
             starts = [0 if window is None else max(0, end - window) for end in ends]
@@ -217,8 +218,9 @@ class _Decode:
             if len(set(starts)) > 1 or len(set(ends)) > 1:
                 position_S = torch.arange(min(starts), max(ends), device=self._row_n.device)
                 start_n1, end_n1 = (torch.tensor(bound, device=position_S.device)[:, None] for bound in (starts, ends))
-                mask_NS = position_S.new_ones(len(self._slab.slots), len(position_S), dtype=torch.bool)
-                mask_NS[self._row_n] = (position_S >= start_n1) & (position_S < end_n1)
+                hidden_nS = (position_S < start_n1) | (position_S >= end_n1)
+                mask_NS = self._slab.kv_L2NKCD.new_zeros(len(self._slab.slots), len(position_S))
+                mask_NS[self._row_n] = mask_NS.new_zeros(hidden_nS.shape).masked_fill_(hidden_nS, -math.inf)
                 mask_N11S = mask_NS[:, None, None, :]
             self._views[window] = (min(starts), mask_N11S)
         return self._views[window]

@@ -56,8 +56,8 @@ def attention(
     is_causal: bool = False,
     softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scaling * q k^T) v with grouped key/value heads: B x H x Q x D. `softcap` c turns a score s into
-    c tanh(s / c)."""
+    """softmax(scaling * q k^T) v with grouped key/value heads: B x H x Q x D. The mask is bool, True = attended, or
+    is added to the scores. `softcap` c turns a score s into c tanh(s / c)."""
     if softcap is None:
         return F.scaled_dot_product_attention(
             query_BHQD, key_BKSD, value_BKSD, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
@@ -68,7 +68,8 @@ def attention(
     if is_causal:
         mask = causal_mask(query_BHQD.shape[2], key_BKSD.shape[2], None, query_BHQD.device)
     if mask is not None:
-        scores_BHQS = scores_BHQS.masked_fill(~mask, float("-inf"))
+        added = mask if mask.is_floating_point() else torch.where(mask, 0.0, -torch.inf)
+        scores_BHQS = scores_BHQS + added.to(scores_BHQS.dtype)
     return scores_BHQS.softmax(-1, dtype=torch.float32).to(value_BHSD.dtype) @ value_BHSD
 
 
