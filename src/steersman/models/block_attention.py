@@ -12,7 +12,6 @@ Shapes: K key/value heads, G query heads for each, H in all, Q queries, R = Q G 
 as they lie in memory), T >= Q keys, D head size, N rows of a block, S keys that they see.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -43,9 +42,7 @@ def block_attention(
     if torch.is_grad_enabled():
         output_KRD: Tensor = _BlockAttention.apply(query_KRD, key_1KTD[0], value_1KTD[0], blocks, window)  # type: ignore[no-untyped-call]
     else:
-        output_KRD = torch.empty_like(query_KRD)
-        for _ in _attend(query_KRD, key_1KTD[0], value_1KTD[0], blocks, window, output_KRD):
-            pass
+        output_KRD = _attend(query_KRD, key_1KTD[0], value_1KTD[0], blocks, window)
     return output_KRD.view(K, Q, H // K, D).transpose(1, 2).flatten(0, 1)[None]
 
 
@@ -59,9 +56,10 @@ def _attend(
     value_KTD: Tensor,
     blocks: list[Block],
     window: int | None,
-    output_KRD: Tensor,
-) -> Iterator[Tensor]:
-    """Fill the output, block by block; P of each, K x N x S."""
+    kept: list[Tensor] | None = None,
+) -> Tensor:
+    """O, K x R x D; P of each block, K x N x S, is added to what is kept."""
+    output_KRD = torch.empty_like(query_KRD)
     K, G = len(query_KRD), query_KRD.shape[1] // blocks[-1][0].stop
     for queries, keys in blocks:
         rows = slice(queries.start * G, queries.stop * G)
@@ -69,7 +67,9 @@ def _attend(
         _hide(scores_KNS.view(K, -1, G, scores_KNS.shape[-1]), keys.stop, window)
         weights_KNS = scores_KNS.softmax(-1)
         _product(weights_KNS, value_KTD[:, keys], out_KNY=output_KRD[:, rows])
-        yield weights_KNS
+        if kept is not None:
+            kept.append(weights_KNS)
+    return output_KRD
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -82,8 +82,8 @@ class _BlockAttention(torch.autograd.Function):
         blocks: list[Block],
         window: int | None,
     ) -> Tensor:
-        output_KRD = torch.empty_like(query_KRD)
-        weights = list(_attend(query_KRD, key_KTD, value_KTD, blocks, window, output_KRD))
+        weights: list[Tensor] = []
+        output_KRD = _attend(query_KRD, key_KTD, value_KTD, blocks, window, weights)
         ctx.save_for_backward(query_KRD, key_KTD, value_KTD, output_KRD, *weights)
         ctx.blocks = blocks
         return output_KRD
