@@ -29,12 +29,15 @@ def test_two_tokens_by_hand():
 @pytest.mark.parametrize("num_tokens", [1, ROWS - 1, ROWS, 2 * ROWS + 37])
 @pytest.mark.parametrize("window", [None, 1, 50, ROWS, ROWS + 70, 2 * ROWS + 36])
 @pytest.mark.parametrize("past", [0, 60])
-def test_equals_masked_attention_forward_and_backward(num_tokens, window, past):
-    query, key, value, grad = example(num_tokens + past)
+@pytest.mark.parametrize("num_keys", [1, 2])
+def test_equals_masked_attention_forward_and_backward(num_tokens, window, past, num_keys):
+    query, key, value, grad = example(num_tokens + past, num_keys=num_keys)
     query, grad = query[:, :, past:], grad[:, :, past:]
     ours = block_attention(query, key, value, scaling=0.3, window=window)
     plain = attention(query, key, value, scaling=0.3, mask=causal_mask(num_tokens, num_tokens + past, window))
     torch.testing.assert_close(ours, plain)
+    with torch.no_grad():  # which keeps nothing for a backward pass
+        assert torch.equal(block_attention(query, key, value, scaling=0.3, window=window), ours)
     for found, wanted in zip(
         torch.autograd.grad(ours, (query, key, value), grad),
         torch.autograd.grad(plain, (query, key, value), grad),
