@@ -23,6 +23,9 @@ from steersman.models.masks import causal_mask, query_blocks
 ROWS = 128
 SHORTEST, LONGEST = 64, 2048  # keys; P takes T^2 bytes or so for each head and layer
 
+Block = tuple[slice, slice]
+"""Rows, and the keys that any of them sees."""
+
 
 def pays(query_1HQD: Tensor, num_keys: int) -> bool:
     """Whether this is faster than PyTorch's kernel, and P, if a backward pass needs it, small enough to be kept."""
@@ -37,34 +40,28 @@ def block_attention(
     the past, and at most `window` tokens."""
     _, H, Q, D = query_1HQD.shape
     K, T = key_1KTD.shape[1:3]
-    query_KRD = (query_1HQD * scaling).view(K, H // K, Q, D).transpose(1, 2).flatten(1, 2)
-    blocks = list(query_blocks(Q, T, window, ROWS))
-    if torch.is_grad_enabled():
-        output_KRD: Tensor = _BlockAttention.apply(query_KRD, key_1KTD[0], value_1KTD[0], blocks, window)  # type: ignore[no-untyped-call]
-    else:
-        output_KRD = _attend(query_KRD, key_1KTD[0], value_1KTD[0], blocks, window)
-    return output_KRD.view(K, Q, H // K, D).transpose(1, 2).flatten(0, 1)[None]
-
-
-Block = tuple[slice, slice]
-"""Queries, and the keys that any of them sees."""
+    G = H // K
+    query_KRD = (query_1HQD * scaling).view(K, G, Q, D).transpose(1, 2).flatten(1, 2)
+    blocks = [(slice(queries.start * G, queries.stop * G), keys) for queries, keys in query_blocks(Q, T, window, ROWS)]
+    attend: Any = _BlockAttention.apply if torch.is_grad_enabled() else _attend
+    output_KRD: Tensor = attend(query_KRD, key_1KTD[0], value_1KTD[0], G, blocks, window)
+    return output_KRD.view(K, Q, G, D).transpose(1, 2).flatten(0, 1)[None]
 
 
 def _attend(
     query_KRD: Tensor,
     key_KTD: Tensor,
     value_KTD: Tensor,
+    G: int,
     blocks: list[Block],
     window: int | None,
     kept: list[Tensor] | None = None,
 ) -> Tensor:
     """O, K x R x D; P of each block, K x N x S, is added to what is kept."""
     output_KRD = torch.empty_like(query_KRD)
-    K, G = len(query_KRD), query_KRD.shape[1] // blocks[-1][0].stop
-    for queries, keys in blocks:
-        rows = slice(queries.start * G, queries.stop * G)
+    for rows, keys in blocks:
         scores_KNS = _product(query_KRD[:, rows], key_KTD[:, keys].mT)
-        _hide(scores_KNS.view(K, -1, G, scores_KNS.shape[-1]), keys.stop, window)
+        _hide(scores_KNS.unflatten(1, (-1, G)), keys.stop, window)  # type: ignore[no-untyped-call]
         weights_KNS = scores_KNS.softmax(-1)
         _product(weights_KNS, value_KTD[:, keys], out_KNY=output_KRD[:, rows])
         if kept is not None:
@@ -79,11 +76,12 @@ class _BlockAttention(torch.autograd.Function):
         query_KRD: Tensor,
         key_KTD: Tensor,
         value_KTD: Tensor,
+        G: int,
         blocks: list[Block],
         window: int | None,
     ) -> Tensor:
         weights: list[Tensor] = []
-        output_KRD = _attend(query_KRD, key_KTD, value_KTD, blocks, window, weights)
+        output_KRD = _attend(query_KRD, key_KTD, value_KTD, G, blocks, window, weights)
         ctx.save_for_backward(query_KRD, key_KTD, value_KTD, output_KRD, *weights)
         ctx.blocks = blocks
         return output_KRD
@@ -96,15 +94,13 @@ class _BlockAttention(torch.autograd.Function):
         sums_KR1 = torch.linalg.vecdot(grad_KRD, output_KRD)[..., None]
         grad_query_KRD = torch.empty_like(output_KRD)
         grad_key_KTD, grad_value_KTD = torch.zeros_like(key_KTD, dtype=wide), torch.zeros_like(value_KTD, dtype=wide)
-        G = query_KRD.shape[1] // ctx.blocks[-1][0].stop
-        for (queries, keys), weights_KNS in zip(ctx.blocks, weights, strict=True):
-            rows = slice(queries.start * G, queries.stop * G)
-            grad_value_KTD[:, keys] += torch.bmm(weights_KNS.mT, grad_KRD[:, rows])
-            grad_scores_KNS = torch.bmm(grad_KRD[:, rows], value_KTD[:, keys].mT)
+        for (rows, keys), weights_KNS in zip(ctx.blocks, weights, strict=True):
+            grad_value_KTD[:, keys] += _product(weights_KNS.mT, grad_KRD[:, rows])
+            grad_scores_KNS = _product(grad_KRD[:, rows], value_KTD[:, keys].mT)
             grad_scores_KNS.sub_(sums_KR1[:, rows]).mul_(weights_KNS)
-            torch.bmm(grad_scores_KNS, key_KTD[:, keys], out=grad_query_KRD[:, rows])
-            grad_key_KTD[:, keys] += torch.bmm(grad_scores_KNS.mT, query_KRD[:, rows])
-        return grad_query_KRD, grad_key_KTD.to(key_KTD.dtype), grad_value_KTD.to(value_KTD.dtype), None, None
+            _product(grad_scores_KNS, key_KTD[:, keys], out_KNY=grad_query_KRD[:, rows])
+            grad_key_KTD[:, keys] += _product(grad_scores_KNS.mT, query_KRD[:, rows])
+        return grad_query_KRD, grad_key_KTD.to(key_KTD.dtype), grad_value_KTD.to(value_KTD.dtype), None, None, None
 
 
 def _product(a_KNX: Tensor, b_KXY: Tensor, out_KNY: Tensor | None = None) -> Tensor:
